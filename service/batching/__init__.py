@@ -1,0 +1,1 @@
+"""Forming batches. Knows no model, no ONNX, no HTTP."""

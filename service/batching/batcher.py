@@ -1,0 +1,216 @@
+"""The batcher: entries in, executions of several entries out, one answer for each.
+
+Theory of operation
+===================
+
+A caller submits an item with a deadline and awaits its entry. The batcher keeps the entry in a bounded queue and asks
+its policy, whenever something changed, whether a batch should leave now. What can change is exactly this: an entry
+arrived, an execution ended, or the moment came that the policy had asked for. There is no polling and no thread of its
+own; all state lives on the event loop, so there is no lock.
+
+    submit ──> queue ──pump──> policy.decide ──Dispatch(n)──> form ──> execute(batch) ──> entries resolved
+                 ^                  │                                        │
+                 │                  └─ WaitUntil(t): a timer pumps again     │
+                 └───────────────────────── an instance is free: pump <──────┘
+
+*Bounded.* A full queue refuses (`queue_full`). So does a queue whose backlog would take longer than `max_queue_wait_ms`
+by the measured rate (`queue_wait`): a length alone is too short for bursts of a fast model and too long for a slow one.
+
+*Work-conserving.* While an instance is free, nothing waits (unless the manifest asks for a delay). So the batcher adds
+no latency to an idle server, and under load batches grow by themselves.
+
+*Formed late.* Entries are taken out of the queue at the last moment. Those whose caller has gone, whose deadline has
+passed or who waited longer than allowed are dropped then, before any work is spent on them, and their places filled
+from behind.
+
+*Owned replies.* Each entry owns its reply. `execute` gets the entries, rejects the ones that turn out bad (a damaged
+image) at once, and returns a result for each of the others. If it raises, the entries of that batch fail, and no other.
+One caller's fate never reaches its neighbours: a cancelled entry in a running batch only means that nobody reads that
+row.
+
+*Drained.* `drain` waits until the queue is empty and no execution runs. Nothing is refused by it: who may still submit
+is decided further out (leases and admission).
+
+The policy is pure and is tested by properties; this driver is small and is tested with a puppet engine and a clock in
+the test's hand.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, Protocol
+
+from service.batching.policy import Dispatch, Policy, QueueView, WaitUntil
+from service.batching.request_queue import Entry, ItemT, RequestQueue, ResultT
+from service.batching.spec import BatchingSpec
+from service.errors import DeadlineExceeded, EngineFailed, FoveaError, OutOfMemory, Overloaded
+
+logger = logging.getLogger(__name__)
+
+_RATE_MEMORY = 0.2  # weight of the newest execution in the moving average of seconds per entry
+_RETRY_AFTER_SECONDS = (1, 3)
+
+Execute = Callable[[Sequence[Entry[ItemT, ResultT]]], Awaitable[None]]
+
+
+class BatchObserver(Protocol):
+    """What a batcher reports, for metrics. Called on the event loop."""
+
+    def queue_changed(self, entries: int) -> None: ...
+
+    def batch_executed(self, size: int, seconds: float) -> None: ...
+
+
+class Batcher(Generic[ItemT, ResultT]):
+    """Forms batches for one version of one model.
+
+    `execute` is awaited with the entries of a batch and resolves or fails each; `instances` is how many batches may be
+    in execution at once. Belongs to the running event loop.
+    """
+
+    def __init__(
+        self,
+        spec: BatchingSpec,
+        policy: Policy,
+        execute: Execute[ItemT, ResultT],
+        observer: BatchObserver,
+        *,
+        instances: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spec = spec
+        self._policy = policy
+        self._execute = execute
+        self._observer = observer
+        self._instances = instances
+        self._clock = clock
+        self._queue: RequestQueue[ItemT, ResultT] = RequestQueue(spec.max_queue_size)
+        self._executions: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._seconds_per_entry = 0.0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    @property
+    def waiting(self) -> int:
+        """Entries in the queue, not counting those in execution."""
+        return len(self._queue)
+
+    @property
+    def backlog_seconds(self) -> float:
+        """How long a new entry would wait, by the rate measured lately; 0 before the first execution."""
+        return len(self._queue) * self._seconds_per_entry
+
+    def submit(self, item: ItemT, deadline_at: float) -> Entry[ItemT, ResultT]:
+        """Queue `item`. The caller awaits the entry's future, and calls `forget` if it stops waiting.
+
+        Raises Overloaded where the queue is full or too slow for `max_queue_wait_ms`.
+        """
+        if self._queue.is_full:
+            raise self._overloaded("queue_full", f"The model's queue is full ({len(self._queue)} entries).")
+        if self.backlog_seconds * 1000.0 > self._spec.max_queue_wait_ms:
+            raise self._overloaded("queue_wait", f"The wait would be {self.backlog_seconds:.1f} s.")
+        entry: Entry[ItemT, ResultT] = Entry(item, self._clock(), deadline_at, asyncio.get_running_loop())
+        self._queue.push(entry)
+        self._quiet.clear()
+        self._pump()
+        return entry
+
+    def forget(self, entry: Entry[ItemT, ResultT]) -> None:
+        """The caller no longer waits: a queued entry leaves the queue, a running one runs on unread."""
+        entry.future.cancel()
+        if self._queue.discard(entry):
+            self._observer.queue_changed(len(self._queue))
+            self._settle()
+
+    async def drain(self) -> None:
+        """Return when nothing is queued and nothing runs."""
+        await self._quiet.wait()
+
+    def _pump(self) -> None:
+        while True:
+            now = self._clock()
+            free = self._instances - len(self._executions)
+            view = QueueView(len(self._queue), self._queue.oldest_at, free, self._instances)
+            decision = self._policy.decide(view, now)
+            if isinstance(decision, Dispatch):
+                self._dispatch(self._form(decision.size, now), now)
+                continue
+            self._set_timer(decision.at - now if isinstance(decision, WaitUntil) else None)
+            break
+        self._observer.queue_changed(len(self._queue))
+        self._settle()
+
+    def _form(self, size: int, now: float) -> list[Entry[ItemT, ResultT]]:
+        """The oldest `size` entries that are still worth running; the others are failed here."""
+        batch: list[Entry[ItemT, ResultT]] = []
+        longest_wait = self._spec.max_queue_wait_ms / 1000.0
+        while len(batch) < size and len(self._queue):
+            entry = self._queue.pop()
+            if entry.is_done:
+                continue
+            if now >= entry.deadline_at:
+                entry.fail(DeadlineExceeded("The request's deadline passed while it was queued."))
+            elif now - entry.queued_at > longest_wait:
+                entry.fail(self._overloaded("queue_wait", f"Waited longer than {longest_wait:g} s in the queue."))
+            else:
+                batch.append(entry)
+        return batch
+
+    def _dispatch(self, batch: list[Entry[ItemT, ResultT]], now: float) -> None:
+        if not batch:
+            return
+        for entry in batch:
+            entry.dispatched_at = now
+        task = asyncio.get_running_loop().create_task(self._run(batch, now), name="execution")
+        self._executions.add(task)
+        task.add_done_callback(self._ended)
+
+    async def _run(self, batch: list[Entry[ItemT, ResultT]], started_at: float) -> None:
+        try:
+            await self._execute(batch)
+        except MemoryError:
+            self._fail(batch, OutOfMemory())
+        except FoveaError as error:
+            self._fail(batch, error)
+        except Exception:
+            logger.exception("execution_failed", extra={"batch_size": len(batch)})
+            self._fail(batch, EngineFailed("The model failed on this batch."))
+        if unanswered := [entry for entry in batch if not entry.is_done]:
+            self._fail(unanswered, EngineFailed("The execution ended without an answer: this is a bug"))
+        self._learn(len(batch), self._clock() - started_at)
+
+    def _learn(self, size: int, seconds: float) -> None:
+        newest = seconds / size / self._instances
+        weight = _RATE_MEMORY if self._seconds_per_entry else 1.0
+        self._seconds_per_entry += weight * (newest - self._seconds_per_entry)
+        self._observer.batch_executed(size, seconds)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._executions.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("batcher_failed", exc_info=error)
+        self._pump()
+
+    @staticmethod
+    def _fail(batch: Sequence[Entry[ItemT, ResultT]], error: FoveaError) -> None:
+        for entry in batch:
+            entry.fail(error)
+
+    def _set_timer(self, delay_seconds: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if delay_seconds is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, delay_seconds), self._pump)
+
+    def _settle(self) -> None:
+        if not len(self._queue) and not self._executions:
+            self._quiet.set()
+
+    def _overloaded(self, reason: str, message: str) -> Overloaded:
+        low, high = _RETRY_AFTER_SECONDS
+        retry_after = min(high, max(low, math.ceil(self.backlog_seconds)))
+        return Overloaded(message, reason=reason, retry_after_seconds=retry_after)

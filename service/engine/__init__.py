@@ -1,0 +1,1 @@
+"""Running one batch. Knows no queue, no HTTP."""

@@ -1,0 +1,119 @@
+"""OrtEngine: one ONNX file in one ONNX Runtime session.
+
+Owns session options and which provider is really in use. Knows no preprocessing and no queue. Threading: a session's
+`run` is thread-safe, and on a CPU several threads share one session with `intra_op` 1, which is what measures fastest.
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import onnxruntime as ort
+
+from service.engine.base import ProviderInfo, Tensor, TensorSpec
+from service.engine.providers import NAME_OF, PROVIDERS, ExecutionProvider
+from service.engine.spec import ExecutionSpec
+from service.errors import EngineFailed, ModelLoadError
+
+logger = logging.getLogger(__name__)
+
+_NUMPY_OF = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+    "tensor(string)": "object",
+}
+_FATAL_ONLY = 4
+
+
+@cache
+def _prepare_runtime() -> None:
+    """Once a process: quiet ONNX Runtime's own stderr, and load CUDA's libraries where the GPU build is installed."""
+    ort.set_default_logger_severity(_FATAL_ONLY)
+    if hasattr(ort, "preload_dlls") and "CUDAExecutionProvider" in ort.get_available_providers():
+        ort.preload_dlls()
+
+
+class OrtEngine:
+    """Loads `path` on the first of `spec.providers` that works. Raises ModelLoadError with the reason of each.
+
+    `intra_op_threads` is used where the spec leaves it at 0.
+    """
+
+    def __init__(self, path: Path, spec: ExecutionSpec, *, intra_op_threads: int = 1) -> None:
+        _prepare_runtime()
+        self._session, self.provider = _open(path, spec, spec.intra_op_threads or intra_op_threads)
+        self.inputs = tuple(_tensor(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_tensor(node) for node in self._session.get_outputs())
+        self._output_names = [output.name for output in self.outputs]
+
+    def run(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+        try:
+            outputs: list[Tensor] = self._session.run(self._output_names, feeds)
+        except Exception as error:
+            if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
+                raise MemoryError from error
+            logger.exception("engine_run_failed")
+            raise EngineFailed("The model failed on this input.") from error
+        return outputs
+
+    def close(self) -> None:
+        del self._session
+
+
+def _open(path: Path, spec: ExecutionSpec, intra_op_threads: int) -> tuple[ort.InferenceSession, ProviderInfo]:
+    reasons: list[str] = []
+    for name in spec.providers:
+        provider = PROVIDERS[name]
+        try:
+            session = _session(path, provider, spec, intra_op_threads)
+        except ModelLoadError as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        in_use = NAME_OF.get(session.get_providers()[0], session.get_providers()[0])
+        if in_use == name:
+            return session, ProviderInfo(name, "; ".join(reasons) or None)
+        reasons.append(f"{name}: onnxruntime fell back to {in_use}; {provider.remedy}")
+    raise ModelLoadError("no execution provider of the manifest works: " + "; ".join(reasons))
+
+
+def _session(
+    path: Path, provider: ExecutionProvider, spec: ExecutionSpec, intra_op_threads: int
+) -> ort.InferenceSession:
+    if provider.ort_name not in ort.get_available_providers():
+        raise ModelLoadError(f"not in this onnxruntime; {provider.remedy}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning takes cores from decoding
+    providers = [(provider.ort_name, provider.options(spec))]
+    if provider.name != "cpu":
+        if "cpu" in spec.providers:
+            providers.append(("CPUExecutionProvider", {}))
+        else:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:
+        raise ModelLoadError(_one_line(error)) from error
+
+
+def _tensor(node: ort.NodeArg) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
+    return TensorSpec(node.name, _NUMPY_OF.get(node.type, node.type), shape)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,0 +1,1 @@
+"""Bytes to tensor. Knows no model, no queue, no HTTP."""

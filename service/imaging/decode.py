@@ -1,0 +1,123 @@
+"""Encoded bytes to a uint8 array, RGB (h, w, 3) or gray (h, w), as stored (orientation is applied later).
+
+Owns which decoder reads what. Pillow is the judge: what the fast decoders refuse, or never see, it decides, so that
+which files are good does not depend on the way taken. Threading: everything here may run on any thread.
+"""
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image, ImageFile
+
+from service.errors import InvalidImage
+from service.imaging.formats import FORMATS
+from service.imaging.headers import ImageHeader, PixelKind
+
+Pixels = npt.NDArray[np.uint8]
+
+Image.MAX_IMAGE_PIXELS = None  # our limits are checked from the header, before Pillow is asked
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+class DecodeBudget:
+    """Bytes of pixels in decoders at once, over all threads. A large image waits for room, alone if need be."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._used = 0
+        self._room = threading.Condition()
+
+    @contextmanager
+    def hold(self, nbytes: int) -> Iterator[None]:
+        """Occupy `nbytes` of the budget; blocks the calling thread until there is room."""
+        with self._room:
+            self._room.wait_for(lambda: self._used == 0 or self._used + nbytes <= self._limit)
+            self._used += nbytes
+        try:
+            yield
+        finally:
+            with self._room:
+                self._used -= nbytes
+                self._room.notify_all()
+
+
+def decode(
+    data: bytes, header: ImageHeader, *, gray: bool, halvings: int, fast: bool, background: tuple[int, int, int]
+) -> Pixels:
+    """Decode one image. Raises InvalidImage.
+
+    `halvings` is how often a JPEG may be halved in the DCT domain (0 to 3, fast only): the result's sides are then
+    ceil(side / 2**halvings). Transparent pixels are laid over `background` (RGB).
+    """
+    pixels: Pixels | None = None
+    if header.format == "jpeg" and fast and header.kind is not PixelKind.OTHER:
+        pixels = _turbo_jpeg(data, header, gray, halvings)
+    elif header.format == "png" and (header.kind is PixelKind.GRAY8 or (header.kind is PixelKind.RGB8 and not gray)):
+        pixels = _opencv_png(data, header, gray)
+    return _pillow(data, header, gray, background) if pixels is None else pixels
+
+
+def _turbo_jpeg(data: bytes, header: ImageHeader, gray: bool, halvings: int) -> Pixels | None:
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data,
+            "GRAY" if gray else "RGB",
+            min_height=math.ceil(header.height / 2**halvings),
+            min_width=math.ceil(header.width / 2**halvings),
+            strict=True,
+        )
+    except ValueError:  # damaged, or only unusual: Pillow decides which
+        return None
+    return pixels[:, :, 0] if gray else pixels
+
+
+def _opencv_png(data: bytes, header: ImageHeader, gray: bool) -> Pixels | None:
+    """Gray to gray, gray to RGB or RGB to RGB: cases in which every decoder gives the same bytes."""
+    flags = cv2.IMREAD_GRAYSCALE if header.kind is PixelKind.GRAY8 else cv2.IMREAD_COLOR_RGB
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+    if pixels is None or pixels.shape[:2] != (header.height, header.width):
+        return None
+    if header.kind is PixelKind.GRAY8 and not gray:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    return np.asarray(pixels, np.uint8)
+
+
+def _pillow(data: bytes, header: ImageHeader, gray: bool, background: tuple[int, int, int]) -> Pixels:
+    try:
+        with Image.open(BytesIO(data), formats=[FORMATS[header.format].pillow_name]) as image:
+            if image.size != (header.width, header.height):
+                raise InvalidImage("The image's own headers disagree about its size.")
+            image.load()
+            return np.asarray(_flattened(image, gray, background), np.uint8)
+    except (InvalidImage, MemoryError):
+        raise
+    except Exception:
+        raise InvalidImage(f"The {header.format.upper()} data does not decode: it is truncated or damaged.") from None
+
+
+def _flattened(image: Image.Image, gray: bool, background: tuple[int, int, int]) -> Image.Image:
+    """Any Pillow mode as "L" or "RGB": 16 bits scaled (not clipped), transparency laid over `background`."""
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.uint32)
+        if wide.max(initial=0) > 0xFFFF:
+            raise InvalidImage("The image has more than 16 bits a channel.")
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise InvalidImage("The image has floating-point pixels; send 8 or 16 bits a channel.")
+    elif image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, (*background, 255))
+        image.alpha_composite(layer)
+    if image.mode not in ("RGB", "L"):
+        image = image.convert("RGB")
+    return image.convert("L" if gray else "RGB")

@@ -1,0 +1,185 @@
+"""Reads what an encoded image says of itself, before any pixel is allocated.
+
+Owns the container formats of JPEG, PNG and WebP as far as size, orientation and pixel kind go. Every reader takes any
+bytes, looks at a bounded number of segments, and either returns a header or raises InvalidImage.
+Sources: ITU T.81 (JPEG), W3C PNG third edition, RFC 9649 (WebP), CIPA DC-008 (Exif).
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import StrEnum
+from io import BytesIO
+
+from PIL import Image
+
+from service.errors import InvalidImage
+
+_MAX_SEGMENTS = 4096  # a 20 MiB file of 8 KiB chunks has 2,560; more is an attack on the parser
+_MAX_SCANS = 500  # a progressive JPEG has about 10; each more costs a pass over all coefficients
+_MAX_IFD_ENTRIES = 512
+_ORIENTATION_TAG = 0x0112
+
+
+class PixelKind(StrEnum):
+    """How the pixels are stored, as far as choosing a decoder needs it."""
+
+    GRAY8 = "gray8"
+    RGB8 = "rgb8"
+    OTHER = "other"  # palette, alpha, CMYK, 1 or 16 bits: Pillow's business
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """`width` and `height` in pixels as stored; `orientation` is Exif's, 1 to 8, 1 where absent or nonsense."""
+
+    format: str
+    width: int
+    height: int
+    kind: PixelKind = PixelKind.OTHER
+    orientation: int = 1
+
+    @property
+    def displayed_size(self) -> tuple[int, int]:
+        """(width, height) as a viewer shows it, after orientation."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def read_jpeg(data: bytes) -> ImageHeader:
+    """Walk the marker segments up to the first scan."""
+    size: tuple[int, int, int, int] | None = None
+    progressive = False
+    orientation = 1
+    position = 2
+    for _ in range(_MAX_SEGMENTS):
+        position = data.find(b"\xff", position)
+        if position < 0 or position + 4 > len(data):
+            break
+        marker = data[position + 1]
+        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # fill, stuffing, or no length
+            position += 1 if marker == 0xFF else 2
+            continue
+        if marker in (0xDA, 0xD9):
+            break
+        length = int.from_bytes(data[position + 2 : position + 4])
+        body = position + 4
+        if length < 2:
+            raise InvalidImage("The JPEG has a segment of an impossible length.")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if size is not None or body + 6 > len(data):
+                break
+            precision, height, width, components = struct.unpack_from(">BHHB", data, body)
+            size = (width, height, components, precision)
+            progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
+        elif marker == 0xE1 and data[body : body + 6] == b"Exif\0\0":
+            orientation = exif_orientation(data[body + 6 : position + 2 + length])
+        position += 2 + length
+    if size is None:
+        raise InvalidImage("The JPEG has no frame header: it is truncated or damaged.")
+    if progressive and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise InvalidImage(f"The JPEG has more than {_MAX_SCANS} scans.")
+    width, height, components, precision = size
+    kind = {1: PixelKind.GRAY8, 3: PixelKind.RGB8}.get(components, PixelKind.OTHER)
+    return _checked(ImageHeader("jpeg", width, height, kind if precision == 8 else PixelKind.OTHER, orientation))
+
+
+def read_png(data: bytes) -> ImageHeader:
+    """IHDR, then the chunk list for what changes how pixels are read."""
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise InvalidImage("The PNG has no header chunk: it is truncated or damaged.")
+    width, height, depth, color_type = struct.unpack_from(">IIBB", data, 16)
+    kind = PixelKind.OTHER
+    if depth == 8:
+        kind = {0: PixelKind.GRAY8, 2: PixelKind.RGB8}.get(color_type, PixelKind.OTHER)
+    orientation = 1
+    position = 33
+    for _ in range(_MAX_SEGMENTS):
+        if position + 12 > len(data):
+            raise InvalidImage("The PNG ends before its last chunk: it is truncated.")
+        length = int.from_bytes(data[position : position + 4])
+        name = data[position + 4 : position + 8]
+        if name == b"IEND":
+            break
+        if name in (b"tRNS", b"acTL"):
+            kind = PixelKind.OTHER
+        elif name == b"eXIf":
+            orientation = exif_orientation(data[position + 8 : position + 8 + length])
+        position += 12 + length
+    else:
+        raise InvalidImage("The PNG has too many chunks.")
+    return _checked(ImageHeader("png", width, height, kind, orientation))
+
+
+def read_webp(data: bytes) -> ImageHeader:
+    """The first chunk gives the size; an extended file may carry Exif further on."""
+    if len(data) < 30:
+        raise InvalidImage("The WebP is truncated.")
+    chunk = data[12:16]
+    orientation = 1
+    if chunk == b"VP8 ":
+        if data[23:26] != b"\x9d\x01\x2a":
+            raise InvalidImage("The WebP has no key frame.")
+        width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", data, 26))
+    elif chunk == b"VP8L":
+        if data[20] != 0x2F:
+            raise InvalidImage("The WebP's lossless header is damaged.")
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1
+    elif chunk == b"VP8X":
+        width = int.from_bytes(data[24:27], "little") + 1
+        height = int.from_bytes(data[27:30], "little") + 1
+        orientation = _webp_orientation(data)
+    else:
+        raise InvalidImage("The WebP has no image chunk.")
+    return _checked(ImageHeader("webp", width, height, PixelKind.OTHER, orientation))
+
+
+def read_with_pillow(data: bytes, name: str, pillow_format: str) -> ImageHeader:
+    """Header of one of the formats that are off by default, by Pillow's own (lazy) parser."""
+    try:
+        with Image.open(BytesIO(data), formats=[pillow_format]) as image:
+            width, height = image.size
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
+    except Exception:
+        raise InvalidImage(f"The {name.upper()} header cannot be read.") from None
+    orientation = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+    return _checked(ImageHeader(name, width, height, PixelKind.OTHER, orientation))
+
+
+def exif_orientation(tiff: bytes) -> int:
+    """Orientation from a TIFF-structured Exif block; 1 wherever it is absent or makes no sense."""
+    if tiff[:6] == b"Exif\0\0":
+        tiff = tiff[6:]
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None or len(tiff) < 8:
+        return 1
+    (start,) = struct.unpack_from(order + "I", tiff, 4)
+    if start + 2 > len(tiff):
+        return 1
+    (count,) = struct.unpack_from(order + "H", tiff, start)
+    for entry in range(start + 2, min(start + 2 + 12 * min(count, _MAX_IFD_ENTRIES), len(tiff) - 11), 12):
+        tag, kind, values = struct.unpack_from(order + "HHI", tiff, entry)
+        if tag == _ORIENTATION_TAG:
+            code = {1: "B", 3: "H", 4: "I"}.get(kind)
+            value = struct.unpack_from(order + code, tiff, entry + 8)[0] if code and values == 1 else 1
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _webp_orientation(data: bytes) -> int:
+    position = 12
+    for _ in range(_MAX_SEGMENTS):
+        if position + 8 > len(data):
+            return 1
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        if data[position : position + 4] == b"EXIF":
+            return exif_orientation(data[position + 8 : position + 8 + length])
+        position += 8 + length + (length & 1)
+    raise InvalidImage("The WebP has too many chunks.")
+
+
+def _checked(header: ImageHeader) -> ImageHeader:
+    if header.width < 1 or header.height < 1:
+        raise InvalidImage(f"The {header.format.upper()} header says {header.width}x{header.height} pixels.")
+    return header

@@ -1,0 +1,49 @@
+"""Where a version's work runs: which threads, and how many executions at once.
+
+A lane takes one blocking job (decode, run, finish a batch) and awaits it somewhere. All lanes of a process share one
+set of execution threads, as many as there are usable CPUs, so that several models share the machine instead of
+fighting over it. Knows nothing of what a job does.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+ResultT = TypeVar("ResultT")
+
+
+class Lane(Protocol):
+    @property
+    def width(self) -> int:
+        """How many jobs may usefully run at once."""
+        ...
+
+    async def run(self, job: Callable[[], ResultT]) -> ResultT:
+        """Run `job`; raises what it raises. A job that started is never abandoned half-way."""
+        ...
+
+
+class ExecutionThreads:
+    """The process's execution threads. Owned by the server, which closes them last."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.pool = ThreadPoolExecutor(count, thread_name_prefix="execution")
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+class FusedLane:
+    """Every execution thread decodes, runs and finishes its own batch: on a CPU the fastest shape that was measured.
+
+    A session with one thread inside serves them all; two such threads beat one session of two threads by a fifth.
+    """
+
+    def __init__(self, threads: ExecutionThreads, width: int) -> None:
+        self._threads = threads
+        self.width = width
+
+    async def run(self, job: Callable[[], ResultT]) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(self._threads.pool, job)

@@ -1,0 +1,35 @@
+"""What this process may use of the machine: CPUs by affinity and by cgroup quota.
+
+Knows nothing of what they are used for.
+"""
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def cgroup_cpu_quota(root: Path = _CGROUP) -> float | None:
+    """CPUs that the cgroup grants this process, or None where there is no quota.
+
+    Reads `cpu.max` (cgroup v2) or `cpu/cpu.cfs_*_us` (v1) as a container sees them, at the mount's root.
+    """
+    try:
+        quota, period = (root / "cpu.max").read_text().split()[:2]
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota_us = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
+        period_us = int((root / "cpu" / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+    return quota_us / period_us if quota_us > 0 else None
+
+
+def usable_cpus(root: Path = _CGROUP) -> int:
+    """CPUs worth a thread each: the affinity mask, cut to the cgroup's quota (rounded up), at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_cpu_quota(root)
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))

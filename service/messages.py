@@ -1,0 +1,84 @@
+"""The plain values that travel between the stages of a request.
+
+They are immutable, know no protocol, and hold no behaviour beyond small conversions.
+Moments are `time.monotonic()` seconds and end in `_at`; durations are `_seconds`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from service.errors import FoveaError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model by name and, where the caller cares, by version."""
+
+    name: str
+    version: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePayload:
+    """One encoded image as it came in: nothing about it has been checked yet."""
+
+    data: bytes
+    name: str | None = None
+    media_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """Images for one model. `deadline_at` is absolute; `threshold` drops predictions that score below it."""
+
+    ref: ModelRef
+    images: tuple[ImagePayload, ...]
+    deadline_at: float
+    top_k: int = 5
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One label of one image; `index` is its place in the model's output, `score` what the task makes of it."""
+
+    label: str
+    index: int
+    score: float
+
+
+class ImageInfo(NamedTuple):
+    """What the header said: `format` in lower case, sides in pixels as displayed (after EXIF orientation)."""
+
+    format: str
+    width: int
+    height: int
+
+
+class Timings(NamedTuple):
+    """Where the time of a request went, in seconds. With several images each is that of the slowest."""
+
+    decode_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    infer_seconds: float = 0.0
+
+
+class Classification(NamedTuple):
+    """The answer to one image, best prediction first."""
+
+    predictions: tuple[Prediction, ...]
+    image: ImageInfo
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResult:
+    """The answer to a request: one item per image, in order; an image that was refused has its error there."""
+
+    model: str
+    version: int
+    items: tuple[Classification | FoveaError, ...]
+    timings: Timings

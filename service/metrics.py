@@ -1,0 +1,228 @@
+"""Every metric, declared once; the only importer of prometheus_client.
+
+Owns names, labels and buckets. Labels come from closed sets: `model` and `version` only of models in the repository,
+anything else is `_other`. Children are bound when a version is loaded, so that the request's way only adds numbers.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from service.errors import Outcome
+from service.messages import Prediction, Timings
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OTHER = "_other"
+
+DURATION_BUCKETS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+_BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_LABELS_SHOWN = 50
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nobody reads
+
+
+class StateSource(Protocol):
+    """What the scrape asks the repository for."""
+
+    def states(self) -> Iterable[tuple[str, str, str]]:
+        """(model, version, state) of every version known."""
+        ...
+
+
+class PredictedLabels:
+    """Counts of top-1 predictions of one version, of which the most frequent labels are shown by name.
+
+    A label, once shown, stays shown; what it had before it was shown stays in `_other`. So every series only grows.
+    """
+
+    def __init__(self, labels: tuple[str, ...], shown: int = _LABELS_SHOWN) -> None:
+        self._labels = labels
+        self._room = shown
+        self._counts = np.zeros(len(labels), np.int64)
+        self._hidden_before: dict[int, int] = {}
+
+    def add(self, index: int) -> None:
+        self._counts[index] += 1
+
+    def series(self) -> Iterator[tuple[str, int]]:
+        """(label, count) of the labels shown, then `_other`."""
+        for index in np.argsort(-self._counts, kind="stable")[: self._room].tolist():
+            if self._counts[index] == 0 or len(self._hidden_before) >= self._room:
+                break
+            self._hidden_before.setdefault(
+                index, 0 if len(self._labels) <= self._room else int(self._counts[index]) - 1
+            )
+        shown = {index: int(self._counts[index]) - before for index, before in self._hidden_before.items()}
+        for index, count in shown.items():
+            yield self._labels[index], count
+        yield OTHER, int(self._counts.sum()) - sum(shown.values())
+
+
+class ModelMetrics:
+    """The metrics of one loaded version, bound to its labels. Event loop only."""
+
+    def __init__(self, metrics: "Metrics", model: str, version: int, labels: tuple[str, ...]) -> None:
+        number = str(version)
+        self.predicted = PredictedLabels(labels)
+        self._images = metrics.images.labels(model, number)
+        self._batch_size = metrics.batch_size.labels(model)
+        self._queue_entries = metrics.queue_entries.labels(model)
+        self._confidence = metrics.confidence.labels(model, number)
+        self._stages = {
+            stage: metrics.stage_seconds.labels(model, stage) for stage in ("decode", "queue", "infer", "postprocess")
+        }
+
+    def queue_changed(self, entries: int) -> None:
+        self._queue_entries.set(entries)
+
+    def batch_executed(self, size: int, seconds: float) -> None:
+        self._batch_size.observe(size)
+
+    def postprocessed(self, seconds: float) -> None:
+        self._stages["postprocess"].observe(seconds)
+
+    def image_answered(self, predictions: tuple[Prediction, ...], timings: Timings) -> None:
+        self._images.inc()
+        self._stages["decode"].observe(timings.decode_seconds)
+        self._stages["queue"].observe(timings.queue_seconds)
+        self._stages["infer"].observe(timings.infer_seconds)
+        if predictions:
+            self.predicted.add(predictions[0].index)
+            self._confidence.observe(predictions[0].score)
+
+
+class Metrics:
+    """All metrics of one server, in a registry of its own."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.requests = counter(
+            "fovea_requests", "Requests by how they ended.", ["model", "version", "protocol", "outcome"]
+        )
+        self.request_seconds = histogram(
+            "fovea_request_duration_seconds",
+            "From the first byte of a request to its answer.",
+            ["model", "protocol"],
+            buckets=DURATION_BUCKETS,
+        )
+        self.stage_seconds = histogram(
+            "fovea_stage_duration_seconds",
+            "Time a request spent in each stage.",
+            ["model", "stage"],
+            buckets=DURATION_BUCKETS,
+        )
+        self.images = counter("fovea_images", "Images answered.", ["model", "version"])
+        self.batch_size = histogram("fovea_batch_size", "Images in one execution.", ["model"], buckets=_BATCH_BUCKETS)
+        self.queue_entries = gauge("fovea_queue_entries", "Entries waiting for an execution.", ["model"])
+        self.inflight = gauge("fovea_inflight_requests", "Requests admitted and not yet answered.")
+        self.rejected = counter(
+            "fovea_rejected", "Requests refused or dropped to keep the service healthy.", ["model", "reason"]
+        )
+        self.cancelled = counter(
+            "fovea_cancelled", "Requests whose caller left, by where they were then.", ["model", "phase"]
+        )
+        self.images_rejected = counter("fovea_images_rejected", "Images refused.", ["model", "reason"])
+        self.reloads = counter("fovea_model_reloads", "Loads of a version.", ["model", "result"])
+        self.confidence = histogram(
+            "fovea_prediction_confidence",
+            "Score of the best prediction.",
+            ["model", "version"],
+            buckets=_CONFIDENCE_BUCKETS,
+        )
+        self.repository_errors = counter("fovea_repository_errors", "Looks at the repository that did not work.")
+        self.log_dropped = gauge("fovea_log_lines_dropped", "Log lines lost to a stalled reader of stdout.")
+        gauge("fovea_build_info", "The running build.", ["version"]).labels(version).set(1)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self._loaded: dict[tuple[str, int], ModelMetrics] = {}
+        self._providers: dict[tuple[str, str], str] = {}
+        self._names: frozenset[str] = frozenset()
+
+    def watch(self, source: StateSource) -> None:
+        """Show the states of `source`, and the predictions of loaded versions, at every scrape."""
+        self.registry.register(_StateCollector(source, self))
+
+    def model_label(self, name: str) -> str:
+        """`name` where it is a model of the repository, else `_other`: callers cannot make series."""
+        return name if name in self._names else OTHER
+
+    def models_found(self, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+
+    def model_loaded(self, model: str, version: int, labels: tuple[str, ...], provider: str) -> ModelMetrics:
+        """Bind the metrics of a version. Counters of a version loaded again go on where they were."""
+        self._providers[model, str(version)] = provider
+        return self._loaded.setdefault((model, version), ModelMetrics(self, model, version, labels))
+
+    def model_unloaded(self, model: str, version: int) -> None:
+        self._providers.pop((model, str(version)), None)
+
+    def load_finished(self, model: str, *, ok: bool) -> None:
+        self.reloads.labels(model, "success" if ok else "failure").inc()
+
+    def request_finished(
+        self, model: str, version: int | None, protocol: str, outcome: Outcome, seconds: float, receive_seconds: float
+    ) -> None:
+        self.requests.labels(model, OTHER if version is None else str(version), protocol, outcome.value).inc()
+        self.request_seconds.labels(model, protocol).observe(seconds)
+        if receive_seconds > 0:
+            self.stage_seconds.labels(model, "receive").observe(receive_seconds)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+    def predicted_series(self) -> Iterator[tuple[str, str, str, int]]:
+        for (model, version), metrics in self._loaded.items():
+            for label, count in metrics.predicted.series():
+                yield model, str(version), label, count
+
+    def provider_series(self) -> Iterator[tuple[str, str, str]]:
+        for (model, version), provider in self._providers.items():
+            yield model, version, provider
+
+
+class _StateCollector(Collector):
+    """What is read at the scrape instead of being counted on the request's way."""
+
+    def __init__(self, source: StateSource, metrics: Metrics) -> None:
+        self._source = source
+        self._metrics = metrics
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        states = GaugeMetricFamily(
+            "fovea_model_state", "1 for the state a version is in.", labels=["model", "version", "state"]
+        )
+        for model, version, state in self._source.states():
+            states.add_metric([model, version, state], 1)
+        yield states
+        providers = GaugeMetricFamily(
+            "fovea_provider_info", "The execution provider in use.", labels=["model", "version", "provider"]
+        )
+        for model, version, provider in self._metrics.provider_series():
+            providers.add_metric([model, version, provider], 1)
+        yield providers
+        predictions = CounterMetricFamily(
+            "fovea_predictions", "Best predictions by label.", labels=["model", "version", "label"]
+        )
+        for model, version, label, count in self._metrics.predicted_series():
+            predictions.add_metric([model, version, label], count)
+        yield predictions

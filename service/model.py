@@ -1,0 +1,241 @@
+"""LoadedModel: one version of one model, ready to answer.
+
+Composes preprocessing, batching, an engine and a task; owns them and closes them. Loading is blocking and runs on a
+thread; everything else belongs to the event loop, but `_work`, which is what an execution thread does with a batch.
+Knows no HTTP and not which versions there are.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from service import manifest as manifests
+from service.batching.batcher import Batcher
+from service.batching.policy import FairShare
+from service.batching.request_queue import Entry
+from service.engine.base import Engine
+from service.engine.ort import OrtEngine
+from service.errors import EngineFailed, FoveaError, InternalError, ModelLoadError, NoImageSignature, OutOfMemory
+from service.imaging.decode import DecodeBudget
+from service.imaging.preprocess import InspectedImage, Preprocessor
+from service.imaging.spec import ImageLimits
+from service.lane import ExecutionThreads, FusedLane, Lane
+from service.manifest import ModelSpec
+from service.messages import Classification, ImagePayload, Prediction, Timings
+from service.metrics import Metrics, ModelMetrics
+from service.tasks import TASKS, Task
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE = "model.onnx"
+
+
+class ImageItem(NamedTuple):
+    """One image in the queue, with what its caller wants of the answer."""
+
+    image: InspectedImage
+    top_k: int
+    threshold: float | None
+
+
+class Answer(NamedTuple):
+    """What an execution thread hands back for one entry."""
+
+    predictions: tuple[Prediction, ...]
+    decode_seconds: float
+    infer_seconds: float
+
+
+ImageEntry = Entry[ImageItem, Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What every model of a process shares."""
+
+    threads: ExecutionThreads
+    limits: ImageLimits
+    budget: DecodeBudget
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What is shown of a loaded version."""
+
+    task: str
+    labels: tuple[str, ...]
+    spec: ModelSpec
+    engine: Engine
+    sha256: str
+    instances: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedParts:
+    """What loading made, before it is bound to the event loop."""
+
+    spec: ModelSpec
+    engine: Engine
+    task: Task
+    preprocessor: Preprocessor | None
+    sha256: str
+    instances: int
+
+
+def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
+    """Read, resolve, open and warm one version. Blocking. Raises ModelLoadError with the reason."""
+    file = folder / str(version) / MODEL_FILE
+    if not file.is_file():
+        raise ModelLoadError(f"{version}/{MODEL_FILE} is missing")
+    manifest = manifests.read(folder, version)
+    labels = manifests.read_labels(folder, version, manifest)
+    engine = OrtEngine(file, manifest.execution_spec, intra_op_threads=1)
+    spec = manifests.resolve(manifest, labels, engine.inputs, engine.outputs, engine.provider.name)
+    task = TASKS[spec.task_name](spec.task)
+    preprocessor = Preprocessor(spec.input, context.limits, context.budget) if spec.input else None
+    parts = LoadedParts(spec, engine, task, preprocessor, manifests.checksum(file), manifest.execution.instances)
+    _warm_up(parts)
+    return parts
+
+
+def _warm_up(parts: LoadedParts) -> None:
+    """Run batches of 1, 2 and the largest size, and look whether the answer can be what the manifest says."""
+    if parts.spec.input is None:
+        return
+    shape = parts.spec.input.shape
+    random = np.random.default_rng(0)
+    largest = parts.spec.batching.max_batch_size
+    for size in sorted({1, min(2, largest), largest}):
+        noise = random.integers(0, 256, (size, *shape)).astype(parts.spec.input.dtype)
+        if parts.spec.input.dtype != "uint8":
+            noise = noise / np.asarray(255, noise.dtype)
+        raw = _run(parts, noise)
+        try:
+            parts.task.scores(raw)
+        except EngineFailed as error:
+            raise ModelLoadError(f"warm-up with random pixels: {error}") from None
+        _refuse_activation_twice(parts.spec, raw)
+
+
+def _refuse_activation_twice(spec: ModelSpec, raw: npt.NDArray[Any]) -> None:
+    rows = raw.reshape(len(raw), -1).astype(np.float64)
+    if rows.min() < 0 or rows.max() > 1:
+        return
+    if spec.task.activation == "softmax" and rows.shape[1] > 1 and np.allclose(rows.sum(axis=1), 1, atol=1e-3):
+        raise ModelLoadError(
+            'output.activation = "softmax", and the graph\'s output already adds up to 1: set activation = "none"'
+        )
+
+
+def _run(parts: LoadedParts, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    assert parts.spec.input is not None
+    outputs = parts.engine.run({parts.spec.input.tensor: batch})
+    place = [output.name for output in parts.engine.outputs].index(parts.spec.output_tensor)
+    return outputs[place]
+
+
+class LoadedModel:
+    """One version in service. Made on the event loop from what `load` returned."""
+
+    def __init__(self, name: str, version: int, parts: LoadedParts, context: LoadContext, instances: int) -> None:
+        self.name = name
+        self.version = version
+        self._parts = parts
+        self._output_index = [output.name for output in parts.engine.outputs].index(parts.spec.output_tensor)
+        self._metrics: ModelMetrics = context.metrics.model_loaded(
+            name, version, parts.spec.task.labels, parts.engine.provider.name
+        )
+        self._all_metrics = context.metrics
+        self._lane: Lane = FusedLane(context.threads, instances)
+        batching = parts.spec.batching
+        self._batcher: Batcher[ImageItem, Answer] = Batcher(
+            batching, FairShare(batching), self._execute, self._metrics, instances=self._lane.width
+        )
+
+    @property
+    def description(self) -> ModelDescription:
+        parts = self._parts
+        return ModelDescription(
+            parts.spec.task_name, parts.spec.task.labels, parts.spec, parts.engine, parts.sha256, self._lane.width
+        )
+
+    def inspect(self, payload: ImagePayload) -> InspectedImage:
+        """Check an image's header against the limits. Raises NoImageSignature or what is wrong with the image."""
+        if self._parts.preprocessor is None:
+            raise NoImageSignature(f"Model {self.name!r} takes tensors: its manifest has no image preprocessing.")
+        return self._parts.preprocessor.inspect(payload)
+
+    def submit(self, image: InspectedImage, top_k: int, threshold: float | None, deadline_at: float) -> ImageEntry:
+        """Queue one inspected image. Raises Overloaded. The caller awaits `answer(entry)` or calls `forget`."""
+        return self._batcher.submit(ImageItem(image, top_k, threshold), deadline_at)
+
+    async def answer(self, entry: ImageEntry) -> Classification:
+        """Wait for an entry. Raises InvalidImage, Overloaded, DeadlineExceeded, EngineFailed."""
+        answer = await entry.future
+        assert entry.dispatched_at is not None
+        timings = Timings(answer.decode_seconds, entry.dispatched_at - entry.queued_at, answer.infer_seconds)
+        self._metrics.image_answered(answer.predictions, timings)
+        return Classification(answer.predictions, entry.item.image.info, timings)
+
+    def forget(self, entry: ImageEntry) -> None:
+        """The caller stops waiting for this entry."""
+        self._batcher.forget(entry)
+
+    async def drain(self) -> None:
+        """Return when nothing of this version is queued or running."""
+        await self._batcher.drain()
+
+    def close(self) -> None:
+        """Free the engine. Only after `drain`."""
+        self._all_metrics.model_unloaded(self.name, self.version)
+        self._parts.engine.close()
+
+    async def _execute(self, batch: Sequence[ImageEntry]) -> None:
+        postprocess_seconds, answered = await self._lane.run(partial(self._work, batch))
+        self._metrics.postprocessed(postprocess_seconds)
+        for entry, answer in answered:
+            entry.resolve(answer)
+
+    def _work(self, batch: Sequence[ImageEntry]) -> tuple[float, list[tuple[ImageEntry, Answer]]]:
+        """Decode, run, finish. On an execution thread.
+
+        A damaged image is rejected on its own, before the others run: it takes no neighbour with it.
+        """
+        preprocessor, spec = self._parts.preprocessor, self._parts.spec.input
+        assert preprocessor is not None and spec is not None
+        rows = np.empty((len(batch), *spec.shape), spec.dtype)
+        good: list[tuple[ImageEntry, float]] = []
+        for entry in batch:
+            started_at = time.perf_counter()
+            try:
+                preprocessor.prepare(entry.item.image, rows[len(good)])
+            except FoveaError as error:
+                entry.reject(error)
+                continue
+            except MemoryError:
+                entry.reject(OutOfMemory())
+                continue
+            except Exception:
+                logger.exception("preprocessing_failed")
+                entry.reject(InternalError("Preprocessing failed: this is a bug"))
+                continue
+            good.append((entry, time.perf_counter() - started_at))
+        if not good:
+            return 0.0, []
+        run_at = time.perf_counter()
+        raw = self._parts.engine.run({spec.tensor: rows[: len(good)]})[self._output_index]
+        finish_at = time.perf_counter()
+        task = self._parts.task
+        answers = []
+        for (entry, decode_seconds), scores in zip(good, task.scores(raw), strict=True):
+            predictions = task.predictions(scores, entry.item.top_k, entry.item.threshold)
+            answers.append((entry, Answer(predictions, decode_seconds, finish_at - run_at)))
+        return time.perf_counter() - finish_at, answers

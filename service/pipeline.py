@@ -1,0 +1,153 @@
+"""The request's way, in one function.
+
+    admit -> lease -> inspect -> queue -> (decode, run, finish on an execution thread) -> record
+
+Owns the order of the steps and that every request is recorded exactly once, however it ends. Knows no HTTP: a
+front-end builds an InferenceRequest and renders an InferenceResult.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from service.admission import Admission, Slot
+from service.batching.request_queue import Entry
+from service.errors import DeadlineExceeded, FoveaError, InvalidImage, Outcome, Overloaded, UnsupportedMediaType
+from service.messages import Classification, ImagePayload, InferenceRequest, InferenceResult, ModelRef, Timings
+from service.metrics import Metrics
+from service.model import Answer, ImageItem, LoadedModel
+from service.repository.manager import ModelRepository
+
+_IMAGE_FAULTS = (InvalidImage, UnsupportedMediaType)
+
+
+class Ticket:
+    """One request from its first byte to its answer: what it holds of the bounds, and what is recorded of it."""
+
+    __slots__ = ("phase", "protocol", "received_at", "ref", "result", "slot", "started_at", "version")
+
+    def __init__(self, protocol: str, ref: ModelRef) -> None:
+        self.protocol = protocol
+        self.ref = ref
+        self.slot: Slot | None = None
+        self.started_at = time.monotonic()
+        self.received_at: float | None = None
+        self.version: int | None = None
+        self.phase = "receive"
+        self.result: InferenceResult | None = None
+
+    def grow(self, nbytes: int) -> None:
+        """Account for body bytes as they arrive. Raises Overloaded."""
+        assert self.slot is not None
+        self.slot.grow(nbytes)
+
+    def body_received(self) -> None:
+        """The whole body is here: the stage `receive` ends."""
+        self.received_at = time.monotonic()
+        self.phase = "queue"
+
+
+class Pipeline:
+    """Carries requests to models and records them."""
+
+    def __init__(self, admission: Admission, repository: ModelRepository[LoadedModel], metrics: Metrics) -> None:
+        self._admission = admission
+        self._repository = repository
+        self._metrics = metrics
+
+    @contextmanager
+    def admit(self, protocol: str, ref: ModelRef) -> Iterator[Ticket]:
+        """Hold a place for one request, and record how the block ended. Raises Overloaded or Draining."""
+        ticket = Ticket(protocol, ref)
+        try:
+            with self._admission.slot() as slot:
+                self._metrics.inflight.set(self._admission.requests)
+                ticket.slot = slot
+                yield ticket
+        except BaseException as error:
+            self._record_failure(ticket, error)
+            raise
+        else:
+            self._record(ticket, Outcome.OK)
+        finally:
+            self._metrics.inflight.set(self._admission.requests)
+
+    async def classify(self, request: InferenceRequest, ticket: Ticket) -> InferenceResult:
+        """Answer one request. Raises what concerns all of it; an image's own fault stands in its place.
+
+        A request of one bad image raises that image's error.
+        """
+        with self._repository.lease(request.ref) as (version, model):
+            ticket.version = version
+            places: list[Entry[ImageItem, Answer] | FoveaError] = []
+            try:
+                async with asyncio.timeout_at(request.deadline_at):
+                    for image in request.images:
+                        places.append(_enter(model, image, request))  # noqa: PERF401  # what entered before a failure is forgotten
+                    items = [await _settle(model, place) for place in places]
+            except TimeoutError:
+                raise DeadlineExceeded("The request's deadline passed before the answer was there.") from None
+            finally:
+                _forget(model, places, ticket)
+            refused = [item for item in items if isinstance(item, FoveaError)]
+            for error in refused:
+                self._metrics.images_rejected.labels(model.name, error.code).inc()
+            if refused and len(items) == 1:
+                raise refused[0]
+            ticket.result = InferenceResult(model.name, version, tuple(items), _slowest(items))
+            return ticket.result
+
+    def _record(self, ticket: Ticket, outcome: Outcome) -> None:
+        model = self._metrics.model_label(ticket.ref.name)
+        received_at = ticket.received_at or ticket.started_at
+        seconds = time.monotonic() - ticket.started_at
+        self._metrics.request_finished(
+            model, ticket.version, ticket.protocol, outcome, seconds, received_at - ticket.started_at
+        )
+
+    def _record_failure(self, ticket: Ticket, error: BaseException) -> None:
+        model = self._metrics.model_label(ticket.ref.name)
+        if isinstance(error, asyncio.CancelledError):
+            outcome = Outcome.CANCELLED
+        else:
+            outcome = error.outcome if isinstance(error, FoveaError) else Outcome.ERROR
+        if outcome is Outcome.CANCELLED:
+            self._metrics.cancelled.labels(model, ticket.phase).inc()
+        if outcome is Outcome.REJECTED:
+            reason = error.reason if isinstance(error, Overloaded) else "not_ready"
+            self._metrics.rejected.labels(model, reason).inc()
+        self._record(ticket, outcome)
+
+
+def _enter(model: LoadedModel, image: ImagePayload, request: InferenceRequest) -> Entry[ImageItem, Answer] | FoveaError:
+    """Into the queue, or what is wrong with the image. Raises NoImageSignature, Overloaded."""
+    try:
+        inspected = model.inspect(image)
+    except _IMAGE_FAULTS as error:
+        return error
+    return model.submit(inspected, request.top_k, request.threshold, request.deadline_at)
+
+
+async def _settle(model: LoadedModel, place: Entry[ImageItem, Answer] | FoveaError) -> Classification | FoveaError:
+    if isinstance(place, FoveaError):
+        return place
+    try:
+        return await model.answer(place)
+    except _IMAGE_FAULTS as error:
+        return error
+
+
+def _forget(model: LoadedModel, places: Sequence[Entry[ImageItem, Answer] | FoveaError], ticket: Ticket) -> None:
+    """Nobody waits any more for what is not done."""
+    for place in places:
+        if isinstance(place, Entry) and not place.is_done:
+            ticket.phase = "queue" if place.dispatched_at is None else "infer"
+            model.forget(place)
+
+
+def _slowest(items: Sequence[Classification | FoveaError]) -> Timings:
+    timings = [item.timings for item in items if isinstance(item, Classification)]
+    if len(timings) == 1:
+        return timings[0]
+    return Timings(*(max(column) for column in zip(*timings, strict=True))) if timings else Timings()

@@ -1,0 +1,63 @@
+"""The FastAPI application: routers, error tables and middleware around one InferenceServer. No handlers here."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from service.rest import errors, native, probes
+from service.rest.middleware import RequestLayer
+from service.rest.schemas import ClassifyBody, ProblemOut
+from service.server import InferenceServer
+
+_DESCRIPTION = "Photographs in, ranked labels out: batching image classification on ONNX Runtime."
+
+
+def create_api(server: InferenceServer) -> FastAPI:
+    """The routes and their documentation."""
+    app = FastAPI(
+        title="Fovea",
+        version=server.version,
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    errors.install(app)
+    app.include_router(probes.build_router(server))
+    app.include_router(native.build_router(server))
+    probes.add_docs(app)
+    _document_bodies(app)
+    return app
+
+
+def create_app(server: InferenceServer) -> ASGIApp:
+    """What uvicorn serves: the API inside the request layer."""
+    app: ASGIApp = create_api(server)
+    settings = server.settings
+    if settings.server.cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=settings.server.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
+    return RequestLayer(app, settings.log, lambda: server.is_draining)
+
+
+def _document_bodies(app: FastAPI) -> None:
+    """Put the schemas of hand-read bodies and of problems among OpenAPI's components."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (ClassifyBody, ProblemOut):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= schema.pop("$defs", {})
+            schemas[model.__name__] = schema
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

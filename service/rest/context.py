@@ -1,0 +1,36 @@
+"""What is known of one HTTP request beside its body: its id, its trace, and what its log line will say."""
+
+import re
+import secrets
+import time
+from typing import Any, cast
+
+from starlette.types import Scope
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class RequestContext:
+    """Made by the middleware; handlers `note` what the log line should hold."""
+
+    __slots__ = ("fields", "request_id", "started_at", "traceparent")
+
+    def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started_at = time.monotonic()
+        self.request_id = ""
+        self.traceparent: str | None = None
+        self.fields: dict[str, Any] = {}
+        for name, value in headers:
+            if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+                self.request_id = value.decode("ascii")
+            elif name == b"traceparent" and _TRACEPARENT.fullmatch(value):
+                self.traceparent = value.decode("ascii")
+        self.request_id = self.request_id or secrets.token_hex(16)
+
+    def note(self, **fields: Any) -> None:
+        self.fields.update(fields)
+
+
+def context_of(scope: Scope) -> RequestContext:
+    return cast(RequestContext, scope["fovea"])

@@ -1,0 +1,79 @@
+"""One pure ASGI layer around the app: request ids, the log line, and `Connection: close` while draining.
+
+Pure ASGI because Starlette's BaseHTTPMiddleware hides a client's disconnect from the handler.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.config import LogSettings
+from service.logs import request_id_var
+from service.rest.context import RequestContext
+
+logger = logging.getLogger("fovea.access")
+
+_QUIET = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})  # asked every second: logged only when they fail
+_SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff")]
+
+
+class RequestLayer:
+    """See the module. `is_draining` is asked when an answer starts."""
+
+    def __init__(self, app: ASGIApp, settings: LogSettings, is_draining: Callable[[], bool]) -> None:
+        self._app = app
+        self._slow_seconds = settings.slow_ms / 1000.0
+        self._sample = settings.success_sample
+        self._is_draining = is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = RequestContext(scope["headers"])
+        scope["fovea"] = context
+        token = request_id_var.set(context.request_id)
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message["headers"], (b"x-request-id", context.request_id.encode()), *_SECURITY_HEADERS]
+                if self._is_draining():
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            self._log(scope, context, status)
+            request_id_var.reset(token)
+
+    def _log(self, scope: Scope, context: RequestContext, status: int) -> None:
+        seconds = time.monotonic() - context.started_at
+        failed = status >= 400 or status == 0
+        slow = seconds >= self._slow_seconds
+        if not failed and not slow and (scope["path"] in _QUIET or not self._is_sampled()):
+            return
+        level = logging.ERROR if status == 500 else logging.WARNING if failed or slow else logging.INFO
+        if not logger.isEnabledFor(level):
+            return
+        client = scope.get("client")
+        fields = {
+            "method": scope["method"],
+            "path": scope["path"][:512],
+            "status": status,
+            "duration_ms": round(seconds * 1000.0, 3),
+            "client": client[0] if client else None,
+        }
+        if context.traceparent:
+            fields["traceparent"] = context.traceparent
+        logger.log(level, "request", extra=fields | context.fields)
+
+    def _is_sampled(self) -> bool:
+        return self._sample >= 1.0 or random.random() < self._sample  # noqa: S311  # which lines are kept is no secret

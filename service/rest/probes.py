@@ -1,0 +1,96 @@
+"""Probes, metrics, the offline API docs, and the front page. Always open, never counted as traffic."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from service.health import ServerState
+from service.metrics import CONTENT_TYPE
+from service.rest.schemas import AliveOut, ReadyOut
+from service.server import InferenceServer
+
+_STATIC = Path(__file__).parent / "static"
+
+
+def build_router(server: InferenceServer) -> APIRouter:
+    """Probes and metrics of `server`."""
+    router = APIRouter()
+
+    @router.head("/livez", include_in_schema=False)
+    @router.get("/livez", response_model=AliveOut, tags=["operations"])
+    async def livez() -> dict[str, str]:
+        """The process is alive. Looks at nothing else, so that a broken model restarts no pod."""
+        return {"status": "alive"}
+
+    @router.head("/readyz", include_in_schema=False)
+    @router.get("/readyz", response_model=ReadyOut, responses={503: {"model": ReadyOut}}, tags=["operations"])
+    async def readyz() -> Response:
+        """Traffic should come here: not draining, and the models are ready."""
+        verdict = server.readiness
+        body = {"ready": verdict.ready, "reason": verdict.reason}
+        return JSONResponse(body, 200 if verdict.ready else 503)
+
+    @router.head("/startupz", include_in_schema=False)
+    @router.get("/startupz", response_model=ReadyOut, responses={503: {"model": ReadyOut}}, tags=["operations"])
+    async def startupz() -> Response:
+        """The first loads have ended, well or badly."""
+        started = server.state is not ServerState.STARTING
+        return JSONResponse(
+            {"ready": started, "reason": "started" if started else "models are loading"}, 200 if started else 503
+        )
+
+    @router.head("/metrics", include_in_schema=False)
+    @router.get("/metrics", response_class=Response, tags=["operations"])
+    async def metrics() -> Response:
+        """Prometheus text format."""
+        return Response(server.metrics.render(), media_type=CONTENT_TYPE)
+
+    @router.head("/", include_in_schema=False)
+    @router.get("/", include_in_schema=False)
+    async def root(request: Request) -> Response:
+        """The page where `Accept` prefers HTML, else a sign of life."""
+        if _prefers_html(request.headers.get("accept", "")):
+            return FileResponse(_STATIC / "index.html", headers={"content-security-policy": "default-src 'self'"})
+        return JSONResponse({"status": "alive", "name": "fovea", "version": server.version})
+
+    return router
+
+
+def add_docs(app: FastAPI) -> None:
+    """`/docs` from files of our own dependencies: nothing is fetched from the internet."""
+    assets = Path(str(files("fastapi_offline"))) / "static"
+    app.mount("/docs-assets", StaticFiles(directory=assets), name="docs-assets")
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        root = request.scope.get("root_path", "").rstrip("/")
+        return get_swagger_ui_html(
+            openapi_url=f"{root}{app.openapi_url}",
+            title=f"{app.title} API",
+            swagger_js_url=f"{root}/docs-assets/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}/docs-assets/swagger-ui.css",
+            swagger_favicon_url=f"{root}/static/favicon.svg",
+        )
+
+
+def _prefers_html(accept: str) -> bool:
+    """Whether text/html stands before (or above, by q) application/json in an Accept header."""
+    weights = {"text/html": 0.0, "application/json": 0.0}
+    for entry in accept.split(","):
+        media_type, *parameters = (part.strip() for part in entry.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q":
+                try:
+                    quality = float(value)
+                except ValueError:
+                    quality = 0.0
+        if media_type in weights:
+            weights[media_type] = max(weights[media_type], quality)
+    return weights["text/html"] > weights["application/json"]

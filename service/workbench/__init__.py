@@ -1,0 +1,1 @@
+"""Offline tools behind the command line; never imported by the server."""
