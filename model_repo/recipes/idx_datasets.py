@@ -48,7 +48,7 @@ class Split:
 
     def inputs(self) -> NDArray[np.float32]:
         """The images as the networks take them: float32 [n, 28, 28, 1] in 0..1."""
-        return (self.images.astype(np.float32) / 255)[..., np.newaxis]
+        return (self.images.astype(np.float32) / np.float32(255))[..., np.newaxis]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def _fetch_fashion_mnist(folder: Path) -> None:
                 _store(source, folder / file)
 
 
-def _store(source: IO[bytes], target: Path) -> None:
+def _store(source: IO[bytes] | gzip.GzipFile, target: Path) -> None:
     """Copy to a name beside `target`, then rename: a broken run leaves no half file under the real name."""
     partial = target.with_suffix(".part")
     with partial.open("wb") as sink:

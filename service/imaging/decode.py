@@ -1,7 +1,9 @@
 """Encoded bytes to a uint8 array, RGB (h, w, 3) or gray (h, w), as stored (orientation is applied later).
 
-Owns which decoder reads what. Pillow is the judge: what the fast decoders refuse, or never see, it decides, so that
-which files are good does not depend on the way taken. Threading: everything here may run on any thread.
+Owns which decoder reads what: libjpeg-turbo (DCT-scaled) the usual JPEG, Pillow everything else. Pillow is also the
+judge of what libjpeg-turbo refuses, so that which files are good does not depend on the way taken. OpenCV's decoders
+are not used: its libpng and libjpeg write what they think of a file to stderr, for any stranger to fill.
+Threading: everything here may run on any thread.
 """
 
 import math
@@ -10,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
@@ -18,7 +19,7 @@ from PIL import Image, ImageFile
 
 from service.errors import InvalidImage
 from service.imaging.formats import FORMATS
-from service.imaging.headers import ImageHeader, PixelKind
+from service.imaging.headers import ImageHeader
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -56,11 +57,7 @@ def decode(
     `halvings` is how often a JPEG may be halved in the DCT domain (0 to 3, fast only): the result's sides are then
     ceil(side / 2**halvings). Transparent pixels are laid over `background` (RGB).
     """
-    pixels: Pixels | None = None
-    if header.format == "jpeg" and fast and header.kind is not PixelKind.OTHER:
-        pixels = _turbo_jpeg(data, header, gray, halvings)
-    elif header.format == "png" and (header.kind is PixelKind.GRAY8 or (header.kind is PixelKind.RGB8 and not gray)):
-        pixels = _opencv_png(data, header, gray)
+    pixels = _turbo_jpeg(data, header, gray, halvings) if fast and header.is_plain else None
     return _pillow(data, header, gray, background) if pixels is None else pixels
 
 
@@ -76,20 +73,6 @@ def _turbo_jpeg(data: bytes, header: ImageHeader, gray: bool, halvings: int) -> 
     except ValueError:  # damaged, or only unusual: Pillow decides which
         return None
     return pixels[:, :, 0] if gray else pixels
-
-
-def _opencv_png(data: bytes, header: ImageHeader, gray: bool) -> Pixels | None:
-    """Gray to gray, gray to RGB or RGB to RGB: cases in which every decoder gives the same bytes."""
-    flags = cv2.IMREAD_GRAYSCALE if header.kind is PixelKind.GRAY8 else cv2.IMREAD_COLOR_RGB
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        return None
-    if pixels is None or pixels.shape[:2] != (header.height, header.width):
-        return None
-    if header.kind is PixelKind.GRAY8 and not gray:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-    return np.asarray(pixels, np.uint8)
 
 
 def _pillow(data: bytes, header: ImageHeader, gray: bool, background: tuple[int, int, int]) -> Pixels:

@@ -1,13 +1,12 @@
 """Reads what an encoded image says of itself, before any pixel is allocated.
 
-Owns the container formats of JPEG, PNG and WebP as far as size, orientation and pixel kind go. Every reader takes any
+Owns the container formats of JPEG, PNG and WebP as far as size and orientation go. Every reader takes any
 bytes, looks at a bounded number of segments, and either returns a header or raises InvalidImage.
 Sources: ITU T.81 (JPEG), W3C PNG third edition, RFC 9649 (WebP), CIPA DC-008 (Exif).
 """
 
 import struct
 from dataclasses import dataclass
-from enum import StrEnum
 from io import BytesIO
 
 from PIL import Image
@@ -20,23 +19,18 @@ _MAX_IFD_ENTRIES = 512
 _ORIENTATION_TAG = 0x0112
 
 
-class PixelKind(StrEnum):
-    """How the pixels are stored, as far as choosing a decoder needs it."""
-
-    GRAY8 = "gray8"
-    RGB8 = "rgb8"
-    OTHER = "other"  # palette, alpha, CMYK, 1 or 16 bits: Pillow's business
-
-
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """`width` and `height` in pixels as stored; `orientation` is Exif's, 1 to 8, 1 where absent or nonsense."""
+    """`width` and `height` in pixels as stored; `orientation` is Exif's, 1 to 8, 1 where absent or nonsense.
+
+    `is_plain` says that a JPEG has 8 bits and one or three components: what libjpeg-turbo makes gray or RGB of itself.
+    """
 
     format: str
     width: int
     height: int
-    kind: PixelKind = PixelKind.OTHER
     orientation: int = 1
+    is_plain: bool = False
 
     @property
     def displayed_size(self) -> tuple[int, int]:
@@ -78,18 +72,15 @@ def read_jpeg(data: bytes) -> ImageHeader:
     if progressive and data.count(b"\xff\xda") > _MAX_SCANS:
         raise InvalidImage(f"The JPEG has more than {_MAX_SCANS} scans.")
     width, height, components, precision = size
-    kind = {1: PixelKind.GRAY8, 3: PixelKind.RGB8}.get(components, PixelKind.OTHER)
-    return _checked(ImageHeader("jpeg", width, height, kind if precision == 8 else PixelKind.OTHER, orientation))
+    is_plain = precision == 8 and components in (1, 3)
+    return _checked(ImageHeader("jpeg", width, height, orientation, is_plain))
 
 
 def read_png(data: bytes) -> ImageHeader:
-    """IHDR, then the chunk list for what changes how pixels are read."""
+    """IHDR, then the list of chunks for Exif and a proper end."""
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise InvalidImage("The PNG has no header chunk: it is truncated or damaged.")
-    width, height, depth, color_type = struct.unpack_from(">IIBB", data, 16)
-    kind = PixelKind.OTHER
-    if depth == 8:
-        kind = {0: PixelKind.GRAY8, 2: PixelKind.RGB8}.get(color_type, PixelKind.OTHER)
+    width, height = struct.unpack_from(">II", data, 16)
     orientation = 1
     position = 33
     for _ in range(_MAX_SEGMENTS):
@@ -99,14 +90,12 @@ def read_png(data: bytes) -> ImageHeader:
         name = data[position + 4 : position + 8]
         if name == b"IEND":
             break
-        if name in (b"tRNS", b"acTL"):
-            kind = PixelKind.OTHER
-        elif name == b"eXIf":
+        if name == b"eXIf":
             orientation = exif_orientation(data[position + 8 : position + 8 + length])
         position += 12 + length
     else:
         raise InvalidImage("The PNG has too many chunks.")
-    return _checked(ImageHeader("png", width, height, kind, orientation))
+    return _checked(ImageHeader("png", width, height, orientation))
 
 
 def read_webp(data: bytes) -> ImageHeader:
@@ -130,7 +119,7 @@ def read_webp(data: bytes) -> ImageHeader:
         orientation = _webp_orientation(data)
     else:
         raise InvalidImage("The WebP has no image chunk.")
-    return _checked(ImageHeader("webp", width, height, PixelKind.OTHER, orientation))
+    return _checked(ImageHeader("webp", width, height, orientation))
 
 
 def read_with_pillow(data: bytes, name: str, pillow_format: str) -> ImageHeader:
@@ -144,7 +133,7 @@ def read_with_pillow(data: bytes, name: str, pillow_format: str) -> ImageHeader:
     except Exception:
         raise InvalidImage(f"The {name.upper()} header cannot be read.") from None
     orientation = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
-    return _checked(ImageHeader(name, width, height, PixelKind.OTHER, orientation))
+    return _checked(ImageHeader(name, width, height, orientation))
 
 
 def exif_orientation(tiff: bytes) -> int:

@@ -1,0 +1,207 @@
+"""`make bench`: what the machine can do in-process, what the running service does, and the ratio; in one run.
+
+For each payload the windows are interleaved (ceiling, then the server at each concurrency, round after round), so that
+what a noisy machine does to one it does to the others. The ceiling is the same work without HTTP, queue and limits:
+as many threads as CPUs, each decoding and running batches of its own over one session, at the best batch size tried.
+"""
+
+import argparse
+import json
+import statistics
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from closed_loop import Window, closed_loop
+from local_server import LocalServer, local_server
+from payloads import PAYLOADS, Payload
+from prometheus_client.parser import text_string_to_metric_families
+
+from service import manifest as manifests
+from service.engine.ort import OrtEngine
+from service.imaging.decode import DecodeBudget
+from service.imaging.preprocess import Preprocessor
+from service.imaging.spec import ImageLimits
+from service.machine import usable_cpus
+from service.messages import ImagePayload
+from service.tasks import TASKS
+
+_CEILING_BATCHES = (1, 4, 8)
+
+
+class InProcess:
+    """One model's whole work on a body, without a server around it."""
+
+    def __init__(self, repository: Path, payload: Payload) -> None:
+        folder = repository / payload.model
+        version = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        manifest = manifests.read(folder, version)
+        labels = manifests.read_labels(folder, version, manifest)
+        self._engine = OrtEngine(folder / str(version) / "model.onnx", manifest.execution_spec)
+        spec = manifests.resolve(
+            manifest, labels, self._engine.inputs, self._engine.outputs, self._engine.provider.name
+        )
+        assert spec.input is not None
+        self._input = spec.input
+        self._preprocessor = Preprocessor(spec.input, ImageLimits(), DecodeBudget(1 << 28))
+        self._task = TASKS[spec.task_name](spec.task)
+        self._images = [ImagePayload(body) for body in payload.bodies]
+
+    def batch(self, start: int, size: int) -> None:
+        """Decode, run and rank `size` images."""
+        rows = np.empty((size, *self._input.shape), self._input.dtype)
+        for place in range(size):
+            image = self._images[(start + place) % len(self._images)]
+            self._preprocessor.prepare(self._preprocessor.inspect(image), rows[place])
+        raw = self._engine.run({self._input.tensor: rows})[0]
+        for scores in self._task.scores(raw):
+            self._task.predictions(scores, 5, None)
+
+    def rate(self, threads: int, size: int, seconds: float) -> float:
+        """Images a second of `threads` threads in batches of `size`."""
+        done = [0] * threads
+        ends_at = time.perf_counter() + seconds
+
+        def work(number: int) -> None:
+            while time.perf_counter() < ends_at:
+                self.batch(done[number] + number, size)
+                done[number] += size
+
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+        started_at = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return sum(done) / (time.perf_counter() - started_at)
+
+    def one_ms(self, seconds: float) -> float:
+        """Median milliseconds of one image, alone on one thread."""
+        times: list[float] = []
+        ends_at = time.perf_counter() + seconds
+        while time.perf_counter() < ends_at:
+            started_at = time.perf_counter()
+            self.batch(len(times), 1)
+            times.append(time.perf_counter() - started_at)
+        return statistics.median(times) * 1000.0
+
+
+@dataclass(slots=True)
+class Served:
+    """The windows of one concurrency, and what the server used in them."""
+
+    windows: list[Window]
+    cpu_seconds: list[float]
+    batches: list[float]
+
+    def median(self, of: Callable[[Window], float]) -> float:
+        return statistics.median(of(window) for window in self.windows)
+
+
+def measure(payload: Payload, server: LocalServer, options: argparse.Namespace) -> dict[str, Any]:
+    """All rounds of one payload."""
+    inside = InProcess(options.model_repo, payload)
+    url = f"{server.url}/api/v1/models/{payload.model}/classify"
+    threads = usable_cpus()
+    closed_loop(url, payload.bodies, payload.content_type, max(options.concurrency), 1.0)
+    batch_rates: dict[int, list[float]] = {size: [] for size in _CEILING_BATCHES}
+    alone: list[float] = []
+    served = {clients: Served([], [], []) for clients in options.concurrency}
+    for _ in range(options.rounds):
+        alone.append(inside.one_ms(options.seconds / 2))
+        for size, rates in batch_rates.items():
+            rates.append(inside.rate(threads, size, options.seconds / 2))
+        for clients, result in served.items():
+            before, cpu = _executions(server, payload.model), _cpu_seconds(server)
+            window = closed_loop(url, payload.bodies, payload.content_type, clients, options.seconds)
+            images, executions = _executions(server, payload.model) - before
+            result.windows.append(window)
+            result.cpu_seconds.append((_cpu_seconds(server) - cpu) / max(1, len(window.latencies)))
+            result.batches.append(images / max(1.0, executions))
+    ceiling = max(statistics.median(rates) for rates in batch_rates.values())
+    rows = [_row(clients, result, ceiling) for clients, result in served.items()]
+    return {
+        "payload": payload.name,
+        "model": payload.model,
+        "ceiling": ceiling,
+        "alone_ms": statistics.median(alone),
+        "rows": rows,
+    }
+
+
+def _row(clients: int, result: Served, ceiling: float) -> dict[str, Any]:
+    rate = result.median(lambda window: window.rate)
+    return {
+        "concurrency": clients,
+        "rate": rate,
+        "ratio": rate / ceiling,
+        "p50_ms": result.median(lambda window: window.percentile(0.50)),
+        "p99_ms": result.median(lambda window: window.percentile(0.99)),
+        "mean_batch": statistics.median(result.batches),
+        "cpu_ms": statistics.median(result.cpu_seconds) * 1000.0,
+        "failures": sum(window.failures for window in result.windows),
+        "rates": [round(window.rate, 1) for window in result.windows],
+    }
+
+
+def _executions(server: LocalServer, model: str) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """(images, executions) so far, from the server's own metrics."""
+    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+        text = answer.read().decode()
+    totals = {"fovea_batch_size_sum": 0.0, "fovea_batch_size_count": 0.0}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name in totals and sample.labels.get("model") == model:
+                totals[sample.name] += sample.value
+    return np.asarray([totals["fovea_batch_size_sum"], totals["fovea_batch_size_count"]])
+
+
+def _cpu_seconds(server: LocalServer) -> float:
+    times = psutil.Process(server.pid).cpu_times()
+    return times.user + times.system
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(f"\n{result['payload']} -> {result['model']}: ceiling {result['ceiling']:.1f}/s, "
+          f"one alone in-process {result['alone_ms']:.2f} ms")  # fmt: skip
+    print("  clients   rate/s   ratio    p50 ms    p99 ms   batch   CPU ms   failed")
+    for row in result["rows"]:
+        print(
+            f"  {row['concurrency']:7d} {row['rate']:8.1f} {row['ratio']:7.3f} {row['p50_ms']:9.2f} {row['p99_ms']:9.2f}"
+            f" {row['mean_batch']:7.2f} {row['cpu_ms']:8.2f} {row['failures']:8d}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--payload", action="append", choices=list(PAYLOADS), help="default: all")
+    parser.add_argument("--concurrency", "-c", action="append", type=int, help="default: 1, 8, 32, 64")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of one window")
+    parser.add_argument("--model-repo", type=Path, default=Path("model_repo"))
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--server-args", default="", help="passed on to `fovea serve`")
+    options = parser.parse_args(arguments)
+    options.concurrency = options.concurrency or [1, 8, 32, 64]
+    server_arguments = ["--model-repo", str(options.model_repo), *options.server_args.split()]
+    results = []
+    with local_server(server_arguments) as server:
+        print(f"{usable_cpus()} CPUs, server ready in {server.ready_seconds:.2f} s, "
+              f"{options.rounds} interleaved rounds of {options.seconds:g} s windows, medians")  # fmt: skip
+        for name in options.payload or PAYLOADS:
+            results.append(measure(PAYLOADS[name](), server, options))
+            _print(results[-1])
+        memory = psutil.Process(server.pid).memory_full_info()
+        print(f"\nserver memory now: PSS {memory.pss / 2**20:.0f} MiB, RSS {memory.rss / 2**20:.0f} MiB")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
