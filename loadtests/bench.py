@@ -168,13 +168,13 @@ def _cpu_seconds(server: LocalServer) -> float:
 
 
 def _print(result: dict[str, Any]) -> None:
-    print(f"\n{result['payload']} -> {result['model']}: ceiling {result['ceiling']:.1f}/s, "
-          f"one alone in-process {result['alone_ms']:.2f} ms")  # fmt: skip
+    ceiling, alone = result["ceiling"], result["alone_ms"]
+    print(f"\n{result['payload']} -> {result['model']}: ceiling {ceiling:.1f}/s, one alone in-process {alone:.2f} ms")
     print("  clients   rate/s   ratio    p50 ms    p99 ms   batch   CPU ms   failed")
     for row in result["rows"]:
         print(
-            f"  {row['concurrency']:7d} {row['rate']:8.1f} {row['ratio']:7.3f} {row['p50_ms']:9.2f} {row['p99_ms']:9.2f}"
-            f" {row['mean_batch']:7.2f} {row['cpu_ms']:8.2f} {row['failures']:8d}"
+            f"  {row['concurrency']:7d} {row['rate']:8.1f} {row['ratio']:7.3f} {row['p50_ms']:9.2f}"
+            f" {row['p99_ms']:9.2f} {row['mean_batch']:7.2f} {row['cpu_ms']:8.2f} {row['failures']:8d}"
         )
 
 

@@ -58,7 +58,7 @@ def decode(
     ceil(side / 2**halvings). Transparent pixels are laid over `background` (RGB).
     """
     pixels = _turbo_jpeg(data, header, gray, halvings) if fast and header.is_plain else None
-    return _pillow(data, header, gray, background) if pixels is None else pixels
+    return _pillow(data, header, gray, halvings, background) if pixels is None else pixels
 
 
 def _turbo_jpeg(data: bytes, header: ImageHeader, gray: bool, halvings: int) -> Pixels | None:
@@ -75,11 +75,13 @@ def _turbo_jpeg(data: bytes, header: ImageHeader, gray: bool, halvings: int) -> 
     return pixels[:, :, 0] if gray else pixels
 
 
-def _pillow(data: bytes, header: ImageHeader, gray: bool, background: tuple[int, int, int]) -> Pixels:
+def _pillow(data: bytes, header: ImageHeader, gray: bool, halvings: int, background: tuple[int, int, int]) -> Pixels:
     try:
         with Image.open(BytesIO(data), formats=[FORMATS[header.format].pillow_name]) as image:
             if image.size != (header.width, header.height):
                 raise InvalidImage("The image's own headers disagree about its size.")
+            if halvings:
+                image.draft(None, (header.width >> halvings, header.height >> halvings))
             image.load()
             return np.asarray(_flattened(image, gray, background), np.uint8)
     except (InvalidImage, MemoryError):
@@ -103,4 +105,5 @@ def _flattened(image: Image.Image, gray: bool, background: tuple[int, int, int])
         image.alpha_composite(layer)
     if image.mode not in ("RGB", "L"):
         image = image.convert("RGB")
-    return image.convert("L" if gray else "RGB")
+    wanted = "L" if gray else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)

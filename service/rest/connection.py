@@ -8,6 +8,8 @@ import asyncio
 import logging
 import select
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
@@ -43,40 +45,46 @@ class HttpServer(Server):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # passed on
         self._listener = listener
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are `run`'s business."""
+        yield
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, adopt what the kernel has accepted already, answer everything, close."""
-        backlog = self._listener.dup()  # keeps the listening socket alive while uvicorn closes its own handle
+        backlog = self._listener.dup()  # keeps the listening socket alive while uvloop closes its own handle
         backlog.setblocking(False)
         for server in self.servers:
             server.close()
         await asyncio.sleep(0)  # uvloop closes handles at the end of a turn
-        adopted = await self._adopt(backlog)
-        backlog.close()
-        if adopted:
-            logger.info("backlog_adopted", extra={"connections": adopted})
-        await super().shutdown(sockets)
-
-    async def _adopt(self, backlog: socket.socket) -> int:
-        """Accept every connection that is complete in the kernel's queue and serve it."""
-        loop = asyncio.get_running_loop()
-        waiting: list[socket.socket] = []
-        while True:
-            try:
-                waiting.append(backlog.accept()[0])
-            except OSError:
-                break
+        waiting = _accept_all(backlog)
+        for closing in (backlog, *(sockets or [])):
+            closing.close()
         for connected in waiting:
             connected.setblocking(False)
-            await loop.connect_accepted_socket(self._protocol, connected, ssl=self.config.ssl)
-        return len(waiting)
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connected, ssl=self.config.ssl)
+        if waiting:
+            logger.info("backlog_adopted", extra={"connections": len(waiting)})
+        await super().shutdown(sockets)
 
     def _protocol(self) -> Connection:
         return Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
+def _accept_all(backlog: socket.socket) -> list[socket.socket]:
+    """Every connection that is complete in the kernel's queue."""
+    waiting = []
+    while True:
+        try:
+            waiting.append(backlog.accept()[0])
+        except OSError:
+            return waiting
+
+
 def _has_unread_data(transport: asyncio.Transport) -> bool:
     connected = transport.get_extra_info("socket")
-    if connected is None:
+    if connected is None or connected.fileno() < 0:
         return False
-    readable, _, _ = select.select([connected.fileno()], [], [], 0)
-    return bool(readable)
+    poll = select.poll()
+    poll.register(connected.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
