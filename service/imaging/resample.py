@@ -94,21 +94,30 @@ def opencv(pixels: Pixels, placement: Placement, interpolation: Interpolation, a
 
 
 def tf(pixels: Pixels, placement: Placement, interpolation: Interpolation, antialias: bool) -> npt.NDArray[np.float32]:
-    """`tf.image.resize`: half-pixel centres, and float results that are not rounded back to integers."""
-    return separable(pixels, placement, interpolation, antialias)
+    """`tf.image.resize`: half-pixel centres, and float results that are not rounded back to integers.
+
+    Places are computed in single precision, as TensorFlow does it. Held against TensorFlow 2.21: bilinear, bicubic and
+    nearest within 0.0003 of a grey level, area and lanczos within 0.03.
+    """
+    return separable(pixels, placement, interpolation, antialias, single=True)
 
 
 def separable(
-    pixels: Pixels, placement: Placement, interpolation: Interpolation, antialias: bool
+    pixels: Pixels,
+    placement: Placement,
+    interpolation: Interpolation,
+    antialias: bool,
+    *,
+    single: bool = False,
 ) -> npt.NDArray[np.float32]:
-    """Resample the placement's window by two small matrices, in float32.
+    """Resample the placement's content by two small matrices, in float32.
 
-    With `antialias` the kernel widens with the reduction, without it keeps its own width.
+    With `antialias` the kernel widens with the reduction, without it keeps its own width. With `single` places
+    in the source are computed in single precision.
     """
-    left, top, right, bottom = placement.box
-    width, height = placement.content
-    down, rows = _weights(pixels.shape[0], top, bottom, height, interpolation, antialias)
-    across, columns = _weights(pixels.shape[1], left, right, width, interpolation, antialias)
+    (whole_width, whole_height), (left, top), (width, height) = placement.whole, placement.crop, placement.content
+    down, rows = _weights(pixels.shape[0], whole_height, top, height, interpolation, antialias, single)
+    across, columns = _weights(pixels.shape[1], whole_width, left, width, interpolation, antialias, single)
     window = pixels[rows][:, columns].astype(np.float32)
     tall = np.tensordot(down, window, axes=(1, 0))
     return np.ascontiguousarray(np.moveaxis(np.tensordot(across, tall, axes=(1, 1)), 0, 1))
@@ -116,24 +125,35 @@ def separable(
 
 @lru_cache(maxsize=64)
 def _weights(
-    source: int, start: float, stop: float, out: int, interpolation: Interpolation, antialias: bool
+    source: int,
+    whole: int,
+    first: int,
+    count: int,
+    interpolation: Interpolation,
+    antialias: bool,
+    single: bool,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]:
-    """Weights (out, used) of the source lines `used` that an output line takes from [start, stop)."""
-    step = (stop - start) / out
-    kernel, support = _KERNELS[interpolation]
+    """Of `source` lines resampled to `whole`, the lines `first` to `first + count`.
+
+    Returns weights (count, used) and the source lines `used` that they apply to.
+    """
+    kind = np.dtype(np.float32 if single else np.float64)
+    step = np.asarray(source, kind) / np.asarray(whole, kind)
+    places = (np.arange(first, first + count) + 0.5).astype(kind) * step  # centres, in source pixels
     if interpolation == "nearest":
-        used = np.clip(np.floor(start + (np.arange(out) + 0.5) * step).astype(np.intp), 0, source - 1)
-        lines, place = np.unique(used, return_inverse=True)
+        lines, place = np.unique(np.clip(places.astype(np.intp), 0, source - 1), return_inverse=True)
         return np.eye(len(lines), dtype=np.float32)[place], lines
     if interpolation == "area":
-        edges = start + np.arange(out + 1) * step
-        low, high = edges[:-1, None], np.maximum(edges[1:, None], edges[:-1, None] + 1e-9)
-        first, last = math.floor(start), math.ceil(stop)
-        lines = np.arange(max(0, first), min(source, max(last, first + 1)))
-        weights = np.clip(np.minimum(lines + 1, high) - np.maximum(lines, low), 0, None)
+        edges = np.arange(first, first + count + 1).astype(kind) * step
+        low, high = edges[:-1, None], edges[1:, None]
+        lines = np.arange(max(0, math.floor(low[0, 0])), min(source, math.ceil(high[-1, 0]) + 1))
+        weights = np.clip(np.minimum(lines + 1, high) - np.maximum(lines, low), 0, None).astype(np.float64)
     else:
-        width = max(step, 1.0) if antialias else 1.0
-        centres = start + (np.arange(out) + 0.5) * step - 0.5
+        kernel, support = _KERNELS[interpolation]
+        centres = (places - np.asarray(0.5, kind)).astype(np.float64)
+        if interpolation == "bicubic" and single and not antialias:
+            centres = np.floor(centres) + np.rint((centres - np.floor(centres)) * 1024) / 1024  # its table of weights
+        width = max(float(step), 1.0) if antialias else 1.0
         reach = support * width
         lines = np.arange(max(0, math.floor(centres[0] - reach)), min(source, math.ceil(centres[-1] + reach) + 1))
         weights = kernel((lines[None, :] - centres[:, None]) / width)
