@@ -38,7 +38,7 @@ def served_accuracy(url: str, model: str, images: np.ndarray, labels: np.ndarray
 
     def right(places: range) -> int:
         answer = client.classify(model, [(str(place), _png(images[place])) for place in places], top_k=1)
-        best = [result["predictions"][0]["index"] for result in answer["results"]]
+        best = [result.predictions[0].index for result in answer.results]
         return sum(int(index == labels[place]) for index, place in zip(best, places, strict=True))
 
     with FoveaClient(url) as client, ThreadPoolExecutor(_REQUESTS_IN_FLIGHT) as pool:

@@ -118,7 +118,13 @@ def build_router(server: InferenceServer) -> APIRouter:
         ref = ModelRef(model, _version(model, version))
         return await classifier.handle(request, ref, _Options(top_k, threshold, timeout_ms))
 
-    @router.get("/models", response_model=ModelsOut, response_model_exclude_none=True, tags=["models"])
+    @router.get(
+        "/models",
+        response_model=ModelsOut,
+        response_model_exclude_none=True,
+        responses={422: _PROBLEMS[422]},
+        tags=["models"],
+    )
     async def models(labels: bool = False) -> dict[str, Any]:
         """Every model of the repository, with the state of each version and the reason for it."""
         return {"models": [model_answer(status, labels=labels) for status in server.repository.index()]}
@@ -127,7 +133,7 @@ def build_router(server: InferenceServer) -> APIRouter:
         "/models/{model}",
         response_model=ModelOut,
         response_model_exclude_none=True,
-        responses={404: _PROBLEMS[404]},
+        responses={404: _PROBLEMS[404], 422: _PROBLEMS[422]},
         tags=["models"],
     )
     async def model(model: str, labels: bool = False) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def _through_server(files: Sequence[Path], url: str, model: str, top_k: int) -> 
                 return {"file": str(file), "error": str(error)}
             except Exception as error:
                 return {"file": str(file), "error": f"{url}: {type(error).__name__}: {error}"}
-            return {"file": str(file), "predictions": answer["results"][0]["predictions"]}
+            predictions = [asdict(prediction) for prediction in answer.results[0].predictions]
+            return {"file": str(file), "predictions": predictions}
 
         yield from pool.map(ask, files)
 
