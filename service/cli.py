@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints; nothing else."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from service.errors import ConfigurationError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `fovea`; returns the exit code."""
+    logging.getLogger().addHandler(logging.NullHandler())  # commands print; only `serve` logs
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:

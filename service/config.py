@@ -6,6 +6,7 @@ Service named `fovea` (`FOVEA_PORT`, `FOVEA_SERVICE_HOST`, ...) does no harm.
 Knows nothing of what the values do.
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ServerSettings(_Section):
@@ -120,6 +121,7 @@ class Settings(_Section):
     log: LogSettings = LogSettings()
 
 
+_SECRETS = {("admin", "token"), ("auth", "tokens")}
 _Tree = dict[str, dict[str, Any]]
 _VARIABLE = re.compile(r"FOVEA_([A-Z]+)__([A-Z0-9_]+)")
 
@@ -211,7 +213,8 @@ def _explain(error: ValidationError, origin: Mapping[tuple[str, str], str]) -> s
         if problem["type"] == "extra_forbidden":
             lines.append(f"{named}: there is no such setting; `fovea serve --print-settings` lists them all")
         else:
-            lines.append(f"{named}: {problem['msg']} (got {problem['input']!r})")
+            got = "a secret" if place in _SECRETS else repr(problem["input"])
+            lines.append(f"{named}: {problem['msg']} (got {got})")
     return "; ".join(lines)
 
 
@@ -246,5 +249,4 @@ def _toml(value: Any) -> str:
         return repr(value)
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's

@@ -4,6 +4,7 @@ Owns the format of a line and the bounded buffer between the service and stdout.
 """
 
 import atexit
+import json
 import logging
 import sys
 import threading
@@ -35,11 +36,26 @@ def json_line(record: logging.LogRecord) -> bytes:
     line.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
     if record.exc_info:
         line["exception"] = "".join(traceback.format_exception(*record.exc_info))
-    encoded = orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS)
-    if len(encoded) > MAX_LINE_BYTES:
-        short = {key: str(value)[:1024] for key, value in line.items()} | {"cut": True}
-        encoded = orjson.dumps(short)[: MAX_LINE_BYTES * 4]
-    return encoded
+    encoded = _ascii_json(line)
+    for length in (1024, 256, 64):
+        if len(encoded) <= MAX_LINE_BYTES:
+            return encoded
+        encoded = _ascii_json({key: str(value)[:length] for key, value in line.items()} | {"cut": True})
+    if len(encoded) <= MAX_LINE_BYTES:
+        return encoded
+    kept = {key: str(line[key])[:256] for key in ("ts", "level", "event", "logger")}
+    return _ascii_json(kept | {"cut": True})
+
+
+def _ascii_json(line: dict[str, Any]) -> bytes:
+    """JSON in which every character is ASCII: nothing in a line can move a terminal's cursor or hide text."""
+    try:
+        encoded = orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS)
+        if encoded.isascii() and b"\x7f" not in encoded:
+            return encoded
+        return json.dumps(orjson.loads(encoded)).replace("\x7f", "\\u007f").encode()
+    except TypeError:  # integers beyond 64 bits, lone surrogates, odd keys
+        return json.dumps({str(key): repr(value) for key, value in line.items()}).replace("\x7f", "\\u007f").encode()
 
 
 class LineWriter(logging.Handler):
@@ -101,6 +117,7 @@ def configure(level: str, stream: BinaryIO | None = None) -> LineWriter:
         logger.handlers.clear()
         logger.propagate = name != "uvicorn.access"
         logger.setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # our own line says what is wrong with a body
     logging.captureWarnings(True)
     atexit.register(writer.flush)
     return writer

@@ -5,7 +5,9 @@ that it is made of belong to imaging, tasks, batching and engine. Errors name fi
 """
 
 import hashlib
+import math
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +111,15 @@ class BatchingTable(_Table):
     max_queue_size: int = Field(256, ge=1)
     max_queue_wait_ms: float = Field(1000.0, gt=0)
 
+    @model_validator(mode="after")
+    def _the_delay_is_shorter_than_the_longest_wait(self) -> "BatchingTable":
+        if self.max_queue_delay_ms >= self.max_queue_wait_ms:
+            raise ValueError(
+                f"max_queue_delay_ms = {self.max_queue_delay_ms:g} must be less than "
+                f"max_queue_wait_ms = {self.max_queue_wait_ms:g}: every request would be dropped"
+            )
+        return self
+
 
 class ExecutionTable(_Table):
     """[execution]."""
@@ -198,8 +209,22 @@ def read_labels(folder: Path, version: int, manifest: Manifest) -> tuple[str, ..
     labels = [line.strip() for line in lines]
     if "" in labels:
         raise ModelLoadError(f"{_short(path)}: line {labels.index('') + 1} is empty; one label a line")
-    repeated = {label for label in labels if labels.count(label) > 1} if len(set(labels)) < len(labels) else set()
-    return tuple(f"{label} ({index})" if label in repeated else label for index, label in enumerate(labels))
+    return tuple(_told_apart(labels))
+
+
+def _told_apart(labels: Sequence[str]) -> list[str]:
+    """Labels that stand there more than once get their index, until all are different."""
+    times = Counter(labels)
+    taken = {label for label, count in times.items() if count == 1}
+    result = []
+    for index, label in enumerate(labels):
+        if times[label] > 1:
+            label = f"{label} ({index})"
+            while label in taken:
+                label += f" ({index})"
+            taken.add(label)
+        result.append(label)
+    return result
 
 
 def checksum(path: Path) -> str:
@@ -216,7 +241,7 @@ def resolve(
     provider: str,
 ) -> ModelSpec:
     """Complete a manifest from the graph, and refuse what does not fit it. Raises ModelLoadError."""
-    output = _pick(outputs, manifest.output.tensor, "output.tensor")
+    output = _pick(outputs, manifest.output.tensor, f"{MANIFEST_NAME}: output.tensor")
     spec = _input_spec(manifest.input, inputs) if manifest.input is not None and manifest.input.has_scaling else None
     if manifest.input is not None and spec is None and manifest.input.model_fields_set - {"tensor"}:
         raise ModelLoadError(
@@ -225,6 +250,8 @@ def resolve(
     labels = _labels_for(manifest, labels, output, needed=spec is not None)
     task = _task_spec(manifest, tuple(labels))
     batch = inputs[0].shape[0] if inputs and inputs[0].shape else 1
+    if spec is not None:
+        _refuse_fixed_batch(batch)
     return ModelSpec(manifest.output.task, task, spec, output.name, _batching_spec(manifest.batching, batch, provider))
 
 
@@ -241,9 +268,7 @@ def _task_spec(manifest: Manifest, labels: tuple[str, ...]) -> TaskSpec:
 
 
 def _labels_for(manifest: Manifest, labels: Sequence[str] | None, output: TensorSpec, *, needed: bool) -> Sequence[str]:
-    classes = 1
-    for size in output.shape[1:]:
-        classes *= size
+    classes = -1 if -1 in output.shape[1:] else math.prod(output.shape[1:])
     if labels is None:
         if needed:
             raise ModelLoadError(f"{manifest.output.labels} is missing: one label a line, in output order")
@@ -266,14 +291,14 @@ def _input_spec(table: InputTable, inputs: Sequence[TensorSpec]) -> InputSpec:
         raise ModelLoadError('layout = "nthwc": clips are not served by this version of Fovea')
     if len(inputs) > 1:
         raise ModelLoadError(f"the graph has {len(inputs)} inputs; images can feed a graph with one")
-    tensor = _pick(inputs, table.tensor, "input.tensor")
+    tensor = _pick(inputs, table.tensor, f"{MANIFEST_NAME}: input.tensor")
     if tensor.dtype not in _IMAGE_DTYPES:
         raise ModelLoadError(f"input {tensor.name!r} is {tensor.dtype}; images can feed {', '.join(_IMAGE_DTYPES)}")
     layout, channels, graph_size = _layout(table, tensor)
     size = table.size or graph_size
-    if size is None:
+    if -1 in size:
         raise ModelLoadError("input.size = [height, width] is needed: the graph leaves it open")
-    if graph_size is not None and any(mine != fixed for mine, fixed in zip(size, graph_size, strict=True) if fixed > 0):
+    if any(mine != fixed for mine, fixed in zip(size, graph_size, strict=True) if fixed > 0):
         raise ModelLoadError(f"input.size = {list(size)} and the graph wants {list(graph_size)}")
     scale, mean, std, color = _scaling(table, tensor, channels)
     resize_to = table.resize_to or round(max(size) / _CROP_FRACTION)
@@ -300,8 +325,8 @@ def _input_spec(table: InputTable, inputs: Sequence[TensorSpec]) -> InputSpec:
     )
 
 
-def _layout(table: InputTable, tensor: TensorSpec) -> tuple[Literal["nchw", "nhwc"], int, tuple[int, int] | None]:
-    """Layout, channels and (height, width) that the graph says; the manifest decides where it leaves them open."""
+def _layout(table: InputTable, tensor: TensorSpec) -> tuple[Literal["nchw", "nhwc"], int, tuple[int, int]]:
+    """Layout, channels and (height, width) that the graph says, -1 where it leaves them open."""
     if len(tensor.shape) != 4:
         raise ModelLoadError(f"input {tensor.name!r} has shape {list(tensor.shape)}; images feed one of 4 dimensions")
     _, first, middle, last = tensor.shape
@@ -317,10 +342,12 @@ def _layout(table: InputTable, tensor: TensorSpec) -> tuple[Literal["nchw", "nhw
     asked = None if table.color is None else 1 if table.color == "gray" else 3
     if channels == -1:
         channels = asked or 3
-    if channels not in (1, 3) or (asked is not None and asked != channels):
+    if channels not in (1, 3):
+        raise ModelLoadError(f"input {tensor.name!r} has {channels} channels; images have 1 or 3")
+    if asked is not None and asked != channels:
         raise ModelLoadError(f"input {tensor.name!r} has {channels} channels; color = {table.color!r} does not fit")
     layout: Literal["nchw", "nhwc"] = "nchw" if wanted == "nchw" else "nhwc"
-    return layout, channels, None if -1 in size else size
+    return layout, channels, size
 
 
 def _scaling(
@@ -344,15 +371,18 @@ def _scaling(
     return scale, mean, std, color
 
 
+def _refuse_fixed_batch(batch: int) -> None:
+    if batch > 1:
+        raise ModelLoadError(f"the graph's batch dimension is fixed at {batch}; export it with a dynamic one, or 1")
+
+
 def _batching_spec(table: BatchingTable, batch: int, provider: str) -> BatchingSpec:
     largest = table.max_batch_size or (8 if provider == "cpu" else 32)
     if batch > 0:
-        if table.max_batch_size not in (None, batch):
+        if table.max_batch_size not in (None, 1):
             raise ModelLoadError(
                 f"batching.max_batch_size = {table.max_batch_size} and the graph's batch dimension is fixed at {batch}"
             )
-        if batch > 1:
-            raise ModelLoadError(f"the graph's batch dimension is fixed at {batch}; export it with a dynamic one, or 1")
         largest = 1
     return BatchingSpec(
         largest, table.max_queue_delay_ms, table.preferred_batch_sizes, table.max_queue_size, table.max_queue_wait_ms
@@ -375,7 +405,11 @@ def _parse(path: Path) -> dict[str, Any]:
         return {}
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ModelLoadError(f"{_short(path)}: {error.strerror or type(error).__name__}") from None
+    except RecursionError:
+        raise ModelLoadError(f"{_short(path)}: nested too deeply") from None
+    except ValueError as error:  # TOML's own, text that is not UTF-8, numbers without end
         raise ModelLoadError(f"{_short(path)}: {error}") from None
 
 

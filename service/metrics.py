@@ -61,6 +61,8 @@ class PredictedLabels:
         for index in np.argsort(-self._counts, kind="stable")[: self._room].tolist():
             if self._counts[index] == 0 or len(self._hidden_before) >= self._room:
                 break
+            if self._labels[index] == OTHER:
+                continue
             self._hidden_before.setdefault(
                 index, 0 if len(self._labels) <= self._room else int(self._counts[index]) - 1
             )
@@ -75,7 +77,9 @@ class ModelMetrics:
 
     def __init__(self, metrics: "Metrics", model: str, version: int, labels: tuple[str, ...]) -> None:
         number = str(version)
+        self.labels = labels
         self.predicted = PredictedLabels(labels)
+        self._queued = 0
         self._images = metrics.images.labels(model, number)
         self._batch_size = metrics.batch_size.labels(model)
         self._queue_entries = metrics.queue_entries.labels(model)
@@ -85,7 +89,9 @@ class ModelMetrics:
         }
 
     def queue_changed(self, entries: int) -> None:
-        self._queue_entries.set(entries)
+        if entries != self._queued:  # the gauge is the model's: the queues of its versions add up
+            self._queue_entries.inc(entries - self._queued)
+            self._queued = entries
 
     def batch_executed(self, size: int, seconds: float) -> None:
         self._batch_size.observe(size)
@@ -167,7 +173,10 @@ class Metrics:
     def model_loaded(self, model: str, version: int, labels: tuple[str, ...], provider: str) -> ModelMetrics:
         """Bind the metrics of a version. Counters of a version loaded again go on where they were."""
         self._providers[model, str(version)] = provider
-        return self._loaded.setdefault((model, version), ModelMetrics(self, model, version, labels))
+        known = self._loaded.get((model, version))
+        if known is None or known.labels != labels:
+            known = self._loaded[model, version] = ModelMetrics(self, model, version, labels)
+        return known
 
     def model_unloaded(self, model: str, version: int) -> None:
         self._providers.pop((model, str(version)), None)

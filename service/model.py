@@ -31,6 +31,7 @@ from service.manifest import ModelSpec
 from service.messages import Classification, ImagePayload, Prediction, Timings
 from service.metrics import Metrics, ModelMetrics
 from service.tasks import TASKS, Task
+from service.tasks.base import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -117,11 +118,12 @@ def _warm_up(parts: LoadedParts) -> None:
         noise = random.integers(0, 256, (size, *shape)).astype(parts.spec.input.dtype)
         if parts.spec.input.dtype != "uint8":
             noise = noise / np.asarray(255, noise.dtype)
-        raw = _run(parts, noise)
         try:
+            raw = _run(parts, noise)
             parts.task.scores(raw)
         except EngineFailed as error:
-            raise ModelLoadError(f"warm-up with random pixels: {error}") from None
+            because = f": {' '.join(str(error.__cause__).split())[:300]}" if error.__cause__ else ""
+            raise ModelLoadError(f"warm-up with {size} images of random pixels: {error}{because}") from None
         _refuse_activation_twice(parts.spec, raw)
 
 
@@ -139,7 +141,24 @@ def _run(parts: LoadedParts, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
     assert parts.spec.input is not None
     outputs = parts.engine.run({parts.spec.input.tensor: batch})
     place = [output.name for output in parts.engine.outputs].index(parts.spec.output_tensor)
-    return outputs[place]
+    return _checked_rows(outputs[place], len(batch))
+
+
+def _checked_rows(raw: npt.NDArray[Any], images: int) -> npt.NDArray[Any]:
+    if raw.ndim == 0 or len(raw) != images:
+        rows = len(raw) if raw.ndim else 0
+        raise EngineFailed(
+            f"The model gave {rows} rows for a batch of {images}; its first dimension must be the batch."
+        )
+    return raw
+
+
+def _scores_or_fault(task: Task, row: npt.NDArray[Any]) -> Scores | EngineFailed:
+    try:
+        scores: Scores = task.scores(row)[0]
+        return scores
+    except EngineFailed as error:
+        return error
 
 
 class LoadedModel:
@@ -231,11 +250,22 @@ class LoadedModel:
         if not good:
             return 0.0, []
         run_at = time.perf_counter()
-        raw = self._parts.engine.run({spec.tensor: rows[: len(good)]})[self._output_index]
+        outputs = self._parts.engine.run({spec.tensor: rows[: len(good)]})
+        raw = _checked_rows(outputs[self._output_index], len(good))
         finish_at = time.perf_counter()
-        task = self._parts.task
         answers = []
-        for (entry, decode_seconds), scores in zip(good, task.scores(raw), strict=True):
-            predictions = task.predictions(scores, entry.item.top_k, entry.item.threshold)
+        for (entry, decode_seconds), scores in zip(good, self._scores_of_each(raw), strict=True):
+            if isinstance(scores, EngineFailed):
+                entry.reject(scores)
+                continue
+            predictions = self._parts.task.predictions(scores, entry.item.top_k, entry.item.threshold)
             answers.append((entry, Answer(predictions, decode_seconds, finish_at - run_at)))
         return time.perf_counter() - finish_at, answers
+
+    def _scores_of_each(self, raw: npt.NDArray[Any]) -> Sequence[Scores | EngineFailed]:
+        """A row of scores for each image; an image whose output is no answer has its own fault, its mates none."""
+        task = self._parts.task
+        try:
+            return list(task.scores(raw))
+        except EngineFailed:
+            return [_scores_or_fault(task, raw[place : place + 1]) for place in range(len(raw))]

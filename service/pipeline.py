@@ -141,7 +141,7 @@ async def _settle(model: LoadedModel, place: Entry[ImageItem, Answer] | FoveaErr
 def _forget(model: LoadedModel, places: Sequence[Entry[ImageItem, Answer] | FoveaError], ticket: Ticket) -> None:
     """Nobody waits any more for what is not done."""
     for place in places:
-        if isinstance(place, Entry) and not place.is_done:
+        if isinstance(place, Entry) and not place.is_answered:
             ticket.phase = "queue" if place.dispatched_at is None else "infer"
             model.forget(place)
 

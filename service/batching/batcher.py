@@ -49,7 +49,10 @@ from service.errors import DeadlineExceeded, EngineFailed, FoveaError, OutOfMemo
 
 logger = logging.getLogger(__name__)
 
-_RATE_MEMORY = 0.2  # weight of the newest execution in the moving average of seconds per entry
+# Weights of the newest execution in the moving average of its size: good news at once, bad news when it lasts. One
+# stalled moment must refuse nobody; what then really waits too long is dropped when its batch forms.
+_FASTER_WEIGHT = 0.5
+_SLOWER_WEIGHT = 0.05
 _RETRY_AFTER_SECONDS = (1, 3)
 
 Execute = Callable[[Sequence[Entry[ItemT, ResultT]]], Awaitable[None]]
@@ -89,7 +92,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._queue: RequestQueue[ItemT, ResultT] = RequestQueue(spec.max_queue_size)
         self._executions: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._seconds_per_entry = 0.0
+        self._seconds_of: dict[int, float] = {}  # batch size -> seconds of an execution, a moving average
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -100,8 +103,16 @@ class Batcher(Generic[ItemT, ResultT]):
 
     @property
     def backlog_seconds(self) -> float:
-        """How long a new entry would wait, by the rate measured lately; 0 before the first execution."""
-        return len(self._queue) * self._seconds_per_entry
+        """How long a new entry would wait, by what executions took lately; 0 before the first one.
+
+        A backlog runs in large batches, so it is the largest batch measured up to that size that counts.
+        """
+        waiting = len(self._queue)
+        if not waiting or not self._seconds_of:
+            return 0.0
+        size = min(self._spec.max_batch_size, math.ceil(waiting / self._instances))
+        measured = max((known for known in self._seconds_of if known <= size), default=min(self._seconds_of))
+        return math.ceil(waiting / (size * self._instances)) * self._seconds_of[measured]
 
     def submit(self, item: ItemT, deadline_at: float) -> Entry[ItemT, ResultT]:
         """Queue `item`. The caller awaits the entry's future, and calls `forget` if it stops waiting.
@@ -183,9 +194,9 @@ class Batcher(Generic[ItemT, ResultT]):
         self._learn(len(batch), self._clock() - started_at)
 
     def _learn(self, size: int, seconds: float) -> None:
-        newest = seconds / size / self._instances
-        weight = _RATE_MEMORY if self._seconds_per_entry else 1.0
-        self._seconds_per_entry += weight * (newest - self._seconds_per_entry)
+        known = self._seconds_of.get(size, seconds)
+        weight = _SLOWER_WEIGHT if seconds > known else _FASTER_WEIGHT
+        self._seconds_of[size] = known + weight * (seconds - known)
         self._observer.batch_executed(size, seconds)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

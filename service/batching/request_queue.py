@@ -29,6 +29,11 @@ class Entry(Generic[ItemT, ResultT]):
     def is_done(self) -> bool:
         return self.future.done()
 
+    @property
+    def is_answered(self) -> bool:
+        """Done, and not by its caller's leaving (awaiting a future and being cancelled cancels the future too)."""
+        return self.future.done() and not self.future.cancelled()
+
     def resolve(self, result: ResultT) -> None:
         if not self.future.done():
             self.future.set_result(result)

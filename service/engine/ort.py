@@ -107,7 +107,7 @@ def _session(
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
-        raise ModelLoadError(_one_line(error)) from error
+        raise ModelLoadError(_one_line(error, path)) from error
 
 
 def _tensor(node: ort.NodeArg) -> TensorSpec:
@@ -115,5 +115,8 @@ def _tensor(node: ort.NodeArg) -> TensorSpec:
     return TensorSpec(node.name, _NUMPY_OF.get(node.type, node.type), shape)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
+def _one_line(error: Exception, path: Path) -> str:
+    """What ONNX Runtime says, without where the file lies on this machine."""
+    return (
+        " ".join(str(error).replace(str(path), f"{path.parent.name}/{path.name}").split())[:400] or type(error).__name__
+    )

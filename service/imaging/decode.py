@@ -8,6 +8,7 @@ Threading: everything here may run on any thread.
 
 import math
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -19,10 +20,11 @@ from PIL import Image, ImageFile
 
 from service.errors import InvalidImage
 from service.imaging.formats import FORMATS
-from service.imaging.headers import ImageHeader
+from service.imaging.headers import ImageHeader, png_checksums_hold
 
 Pixels = npt.NDArray[np.uint8]
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow thinks of a stranger's file is not for our log
 Image.MAX_IMAGE_PIXELS = None  # our limits are checked from the header, before Pillow is asked
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -76,6 +78,8 @@ def _turbo_jpeg(data: bytes, header: ImageHeader, gray: bool, halvings: int) -> 
 
 
 def _pillow(data: bytes, header: ImageHeader, gray: bool, halvings: int, background: tuple[int, int, int]) -> Pixels:
+    if header.format == "png" and not png_checksums_hold(data):
+        raise InvalidImage("The PNG has a wrong checksum: it is damaged.")
     try:
         with Image.open(BytesIO(data), formats=[FORMATS[header.format].pillow_name]) as image:
             if image.size != (header.width, header.height):
@@ -96,7 +100,10 @@ def _flattened(image: Image.Image, gray: bool, background: tuple[int, int, int])
         wide = np.asarray(image).astype(np.uint32)
         if wide.max(initial=0) > 0xFFFF:
             raise InvalidImage("The image has more than 16 bits a channel.")
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        opaque = Image.fromarray((wide != image.info.get("transparency", -1)).astype(np.uint8) * 255)
+        gray_image = Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+        image = Image.new("RGB", gray_image.size, background)
+        image.paste(gray_image, mask=opaque)
     elif image.mode == "F":
         raise InvalidImage("The image has floating-point pixels; send 8 or 16 bits a channel.")
     elif image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:

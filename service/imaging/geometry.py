@@ -30,10 +30,10 @@ class Placement:
         left, top, right, bottom = self.box
         return min((right - left) / self.content[0], (bottom - top) / self.content[1])
 
-    def shrunk(self, factor_x: float, factor_y: float) -> "Placement":
-        """The same placement on a source that was already made smaller by these factors (0..1]."""
+    def shrunk(self, factor: float) -> "Placement":
+        """The same placement on a source that was already made smaller by `factor` (0..1]."""
         left, top, right, bottom = self.box
-        box = (left * factor_x, top * factor_y, right * factor_x, bottom * factor_y)
+        box = (left * factor, top * factor, right * factor, bottom * factor)
         return Placement(self.whole, self.crop, self.content, self.paste, box)
 
 

@@ -113,7 +113,7 @@ class Preprocessor:
         content = placement.content[::-1] if image.orientation >= 5 else placement.content
         whole = placement.whole[::-1] if image.orientation >= 5 else placement.whole
         stored = Placement(whole, placement.crop, content, placement.paste, box)
-        stored = stored.shrunk(pixels.shape[1] / width, pixels.shape[0] / height)
+        stored = stored.shrunk(0.5**image.halvings)
         small = resample.pil_fast(pixels, stored, self.spec.interpolation, sideways=image.orientation >= 5)
         return oriented(small, image.orientation)
 

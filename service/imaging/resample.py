@@ -9,7 +9,6 @@ Sources: Pillow's Resample.c; OpenCV's imgproc/resize; TensorFlow's scale_and_tr
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Protocol
 
 import cv2
@@ -26,9 +25,9 @@ Content = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 cv2.setNumThreads(1)  # the execution threads are the parallelism; a pool inside each would only fight over cores
 
-# A ribbon (1 x 16,384) would be resized to millions of pixels of which a few are kept: beyond this many times the
-# kept area only the window is computed, by the same kernel in floating point.
-_WHOLE_IMAGE_AREA = 16
+# A ribbon (1 x 16,384) would be resized to a thousand million pixels of which a few are kept: where the whole would be
+# larger than this, only the window is computed, by the same kernel in floating point.
+_MOST_WHOLE_PIXELS = 16_000_000
 
 
 class ResampleFunction(Protocol):
@@ -73,7 +72,8 @@ def _lines(start: float, stop: float, out: int, source: int, interpolation: Inte
 
 
 def _simd(pixels: Pixels, interpolation: Interpolation, box: Box, size: tuple[int, int]) -> Pixels:
-    left, top, right, bottom = box
+    left, top = max(0.0, box[0]), max(0.0, box[1])  # a float's last bit outside of the image is refused
+    right, bottom = min(float(pixels.shape[1]), box[2]), min(float(pixels.shape[0]), box[3])
     kind = PixelType.U8 if pixels.ndim == 2 else PixelType.U8x3
     source = ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
     result = ImageData(*size, kind)
@@ -123,7 +123,6 @@ def separable(
     return np.ascontiguousarray(np.moveaxis(np.tensordot(across, tall, axes=(1, 1)), 0, 1))
 
 
-@lru_cache(maxsize=64)
 def _weights(
     source: int,
     whole: int,
@@ -179,8 +178,7 @@ def _lanczos3(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _is_ribbon(placement: Placement) -> bool:
-    whole = placement.whole[0] * placement.whole[1]
-    return whole > _WHOLE_IMAGE_AREA * placement.content[0] * placement.content[1]
+    return placement.whole[0] * placement.whole[1] > _MOST_WHOLE_PIXELS
 
 
 def _cropped(whole: Pixels, placement: Placement) -> Pixels:

@@ -237,33 +237,41 @@ class ModelRepository(Generic[ModelT]):
 
     def _note(self, found: FoundModel) -> None:
         model = self._models.setdefault(found.name, _Model(found))
+        problem_before = model.problem
         model.found, model.problem = found, found.problem
         if found.problem is None:
             try:
                 model.policy = self._loader.version_policy(found)
             except ConfigurationError as error:
                 model.problem = str(error)
+        if model.problem is not None and model.problem != problem_before:
+            logger.warning("model_problem", extra={"model": found.name, "reason": model.problem})
         for version, fingerprint in found.versions.items():
             record = model.records.setdefault(version, _Record(fingerprint))
-            if model.problem is not None and record.state is ModelState.UNKNOWN:
-                record.reason = model.problem
+            if record.state is ModelState.UNKNOWN:
+                record.reason = model.problem or ""
 
     async def _reconcile_model(self, name: str, model: _Model[ModelT], settled: dict[int, Fingerprint]) -> None:
         if model.problem is not None:
             return
+        available = settled | {
+            version: record.fingerprint
+            for version, record in model.records.items()
+            if record.state is ModelState.READY and version in model.found.versions
+        }
         while True:
             failed = {
                 version
                 for version, record in model.records.items()
-                if record.state is ModelState.UNAVAILABLE and record.fingerprint == settled.get(version)
+                if record.state is ModelState.UNAVAILABLE and record.fingerprint == available.get(version)
             }
             states = {version: record.state for version, record in model.records.items()}
-            steps = policies.actions(model.policy, settled, failed, states)
+            steps = policies.actions(model.policy, available, failed, states)
             if not steps:
                 return
             for step in steps:
                 if isinstance(step, Load):
-                    await self._load(name, model, step.version, settled[step.version])
+                    await self._load(name, model, step.version, available[step.version])
                 else:
                     self._begin_unload(name, model, step.version)
 
@@ -275,6 +283,10 @@ class ModelRepository(Generic[ModelT]):
             loaded = await self._loader.load(model.found, version)
         except ConfigurationError as error:
             self._move(name, version, record, ModelState.UNAVAILABLE, str(error))
+        except asyncio.CancelledError:
+            record.fingerprint = ()  # tried again at the next look
+            self._move(name, version, record, ModelState.UNAVAILABLE, "loading was interrupted")
+            raise
         except Exception as error:
             logger.exception("model_load_failed", extra={"model": name, "version": version})
             self._move(name, version, record, ModelState.UNAVAILABLE, f"loading failed: {type(error).__name__}")

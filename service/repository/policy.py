@@ -52,6 +52,6 @@ def actions(
     ready = {version for version, state in states.items() if state is ModelState.READY}
     busy = {version for version, state in states.items() if state in (ModelState.LOADING, ModelState.UNLOADING)}
     loads: list[Action] = [Load(version) for version in target if version not in ready | busy]
-    if loads or not set(target) & ready:
+    if loads or not target or not set(target) <= ready:
         return loads
     return [Unload(version) for version in sorted(ready - set(target))]

@@ -3,6 +3,7 @@
 A place of another kind (an object store) is a module beside this one with the same `scan`.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class FolderSource:
 
 
 def _look(folder: Path) -> FoundModel | None:
+    name = os.fsencode(folder.name).decode("utf-8", "backslashreplace")  # whatever it is, it can be shown
     try:
         versions = {
             int(path.name): _fingerprint(folder, path)
@@ -55,8 +57,8 @@ def _look(folder: Path) -> FoundModel | None:
         if not versions and not (folder / MANIFEST_NAME).is_file():
             return None
     except OSError as error:
-        return FoundModel(folder.name, folder, {}, f"the folder cannot be read: {error.strerror or error}")
-    return FoundModel(folder.name, folder, versions, _problem(folder.name, versions))
+        return FoundModel(name, folder, {}, f"the folder cannot be read: {error.strerror or error}")
+    return FoundModel(name, folder, versions, _problem(name, versions))
 
 
 def _problem(name: str, versions: dict[int, Fingerprint]) -> str | None:

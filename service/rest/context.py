@@ -32,5 +32,11 @@ class RequestContext:
         self.fields.update(fields)
 
 
+def route_path(scope: Scope) -> str:
+    """The path as our routes name it: without the prefix under which a proxy publishes the service."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "").rstrip("/"))
+
+
 def context_of(scope: Scope) -> RequestContext:
     return cast(RequestContext, scope["fovea"])

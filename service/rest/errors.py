@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service.errors import FoveaError, InternalError, InvalidParameter, ModelNotReady, Overloaded
-from service.rest.context import context_of
+from service.rest.context import context_of, route_path
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _render(
 ) -> Response:
     context = context_of(request.scope)
     context.note(code=code, reason=detail)
-    if _speaks_plain(request.scope["path"]):
+    if _speaks_plain(route_path(request.scope)):
         body: dict[str, Any] = {"error": detail}
         media_type = "application/json"
     else:
@@ -105,7 +105,10 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
     title = _TITLES.get(status, "Request refused")
-    return _render(request, status, title, str(error.detail), _CODES.get(status, f"http_{status}"), error.headers)
+    headers = dict(error.headers or {})
+    if "GET" in headers.get("Allow", ""):
+        headers["Allow"] += ", HEAD"  # see the middleware
+    return _render(request, status, title, str(error.detail), _CODES.get(status, f"http_{status}"), headers)
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.config import LogSettings
 from service.logs import request_id_var
-from service.rest.context import RequestContext
+from service.rest.context import RequestContext, route_path
 
 logger = logging.getLogger("fovea.access")
 
@@ -48,8 +48,10 @@ class RequestLayer:
                 message["headers"] = headers
             await send(message)
 
+        # HEAD is answered as GET; uvicorn, which sees its own scope, leaves the body out
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(asked, receive, send_with_headers)
         finally:
             self._log(scope, context, status)
             request_id_var.reset(token)
@@ -58,7 +60,7 @@ class RequestLayer:
         seconds = time.monotonic() - context.started_at
         failed = status >= 400 or status == 0
         slow = seconds >= self._slow_seconds
-        if not failed and not slow and (scope["path"] in _QUIET or not self._is_sampled()):
+        if not failed and not slow and (route_path(scope) in _QUIET or not self._is_sampled()):
             return
         level = logging.ERROR if status == 500 else logging.WARNING if failed or slow else logging.INFO
         if not logger.isEnabledFor(level):

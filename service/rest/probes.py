@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from service.health import ServerState
@@ -20,13 +20,11 @@ def build_router(server: InferenceServer) -> APIRouter:
     """Probes and metrics of `server`."""
     router = APIRouter()
 
-    @router.head("/livez", include_in_schema=False)
     @router.get("/livez", response_model=AliveOut, tags=["operations"])
     async def livez() -> dict[str, str]:
         """The process is alive. Looks at nothing else, so that a broken model restarts no pod."""
         return {"status": "alive"}
 
-    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", response_model=ReadyOut, responses={503: {"model": ReadyOut}}, tags=["operations"])
     async def readyz() -> Response:
         """Traffic should come here: not draining, and the models are ready."""
@@ -34,7 +32,6 @@ def build_router(server: InferenceServer) -> APIRouter:
         body = {"ready": verdict.ready, "reason": verdict.reason}
         return JSONResponse(body, 200 if verdict.ready else 503)
 
-    @router.head("/startupz", include_in_schema=False)
     @router.get("/startupz", response_model=ReadyOut, responses={503: {"model": ReadyOut}}, tags=["operations"])
     async def startupz() -> Response:
         """The first loads have ended, well or badly."""
@@ -43,19 +40,18 @@ def build_router(server: InferenceServer) -> APIRouter:
             {"ready": started, "reason": "started" if started else "models are loading"}, 200 if started else 503
         )
 
-    @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics", response_class=Response, tags=["operations"])
+    @router.get("/metrics", response_class=PlainTextResponse, tags=["operations"])
     async def metrics() -> Response:
         """Prometheus text format."""
         return Response(server.metrics.render(), media_type=CONTENT_TYPE)
 
-    @router.head("/", include_in_schema=False)
     @router.get("/", include_in_schema=False)
     async def root(request: Request) -> Response:
         """The page where `Accept` prefers HTML, else a sign of life."""
         if _prefers_html(request.headers.get("accept", "")):
-            return FileResponse(_STATIC / "index.html", headers={"content-security-policy": "default-src 'self'"})
-        return JSONResponse({"status": "alive", "name": "fovea", "version": server.version})
+            page_headers = {"content-security-policy": "default-src 'self'", "vary": "Accept"}
+            return FileResponse(_STATIC / "index.html", headers=page_headers)
+        return JSONResponse({"status": "alive", "name": "fovea", "version": server.version}, headers={"vary": "Accept"})
 
     return router
 

@@ -38,7 +38,7 @@ def serve(settings: Settings) -> int:
     listener = bind(settings.server)
     writer = logs.configure(settings.log.level)
     try:
-        return uvloop.run(_serve(settings, listener))
+        return uvloop.run(_serve(settings, listener, writer))
     finally:
         writer.flush()
 
@@ -57,8 +57,9 @@ def bind(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> int:
+async def _serve(settings: Settings, listener: socket.socket, writer: logs.LineWriter) -> int:
     server = InferenceServer(settings, __version__)
+    server.metrics.log_dropped.set_function(lambda: writer.dropped)
     http = HttpServer(_uvicorn_config(settings, server), listener=listener)
     stop = _StopSignal(asyncio.get_running_loop())
     host, port = listener.getsockname()[:2]

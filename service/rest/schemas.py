@@ -7,7 +7,7 @@ import time
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from service.errors import FoveaError
 from service.messages import Classification, InferenceRequest, InferenceResult
@@ -45,6 +45,15 @@ class ClassifyBody(_Schema):
     top_k: Annotated[StrictInt | None, Field(ge=1, le=MAX_TOP_K)] = None
     threshold: Annotated[float | None, Field(ge=0, le=1, strict=True)] = None
     timeout_ms: Annotated[StrictInt | None, Field(ge=1)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_no_value(cls, value: Any) -> Any:
+        given = [name for name in ("top_k", "threshold", "timeout_ms") if isinstance(value, dict) and name in value]
+        for name in given:
+            if value[name] is None:
+                raise ValueError(f"{name} must not be null: leave it out")
+        return value
 
 
 # Out

@@ -158,6 +158,8 @@ def images_of_multipart(body: bytes, boundary: str | None, limits: LimitSettings
         raise MalformedRequest(f"The multipart body is broken: {error}.") from None
     if not collector.is_complete:
         raise MalformedRequest("The multipart body ends before its last boundary.")
+    if len(body) - body.rfind(b"--") > len("--\r\n"):
+        raise MalformedRequest("There is data after the last boundary of the multipart body.")
     images = tuple(_image_of_part(part) for part in collector.parts)
     if not images:
         raise InvalidParameter('There is no part named "image".')
@@ -198,6 +200,8 @@ def images_of_json(body: ClassifyBody, limits: LimitSettings) -> tuple[ImagePayl
     for index, image in enumerate(body.images):
         if len(image.b64) // 4 * 3 > limits.image_bytes + 3:
             raise PayloadTooLarge(f"images.{index}: more than {limits.image_bytes:,} bytes.")
+        if image.b64.endswith("==="):
+            raise MalformedRequest(f"images.{index}.b64 is not base64 (RFC 4648): too much padding.")
         try:
             data = binascii.a2b_base64(image.b64, strict_mode=True)
         except (binascii.Error, ValueError) as error:
@@ -235,7 +239,7 @@ def _refuse_constant(name: str) -> Any:
 
 def _check_depth(value: Any) -> None:
     level = [value]
-    for _ in range(_MAX_JSON_DEPTH + 1):
+    for _ in range(_MAX_JSON_DEPTH):
         level = [child for container in level for child in _children(container)]
         if not level:
             return

@@ -22,6 +22,6 @@ class Binary(Task):
         return np.concatenate((1.0 - probability, probability), axis=1)
 
     def predictions(self, scores: Scores, top_k: int, threshold: float | None) -> tuple[Prediction, ...]:
-        decided = int(scores[1] >= np.float32(self.spec.thresholds[0]))
+        decided = int(scores[1] >= np.float32(self.spec.thresholds[-1]))
         ranked = sorted(self._ranked(scores, 2, threshold), key=lambda prediction: prediction.index != decided)
         return tuple(ranked[:top_k])

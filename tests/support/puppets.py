@@ -1,0 +1,309 @@
+"""Parts in the test's hand: executions, engines and loads that end when the test says so, a folder that holds what it
+says, and observers that remember what they were told."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.admission import Admission
+from service.batching.request_queue import Entry
+from service.batching.spec import BatchingSpec
+from service.engine.base import ProviderInfo, Tensor, TensorSpec
+from service.errors import ConfigurationError
+from service.imaging.decode import DecodeBudget
+from service.imaging.preprocess import Preprocessor
+from service.imaging.spec import ImageLimits, InputSpec
+from service.lane import ExecutionThreads
+from service.manifest import ModelSpec
+from service.metrics import Metrics
+from service.model import LoadContext, LoadedModel, LoadedParts
+from service.pipeline import Pipeline
+from service.repository.manager import ModelRepository
+from service.repository.policy import Latest, VersionPolicy
+from service.repository.source import Fingerprint, FoundModel
+from service.tasks import TASKS, TaskSpec
+
+PATIENCE_SECONDS = 20.0  # how long a test waits for another thread before it fails
+
+
+async def turns(count: int = 6) -> None:
+    """Let everything that is ready run: a few turns of the event loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return at the first turn of the event loop at which `condition` holds: what another thread has to do first."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not condition():  # what is waited for is a thread's work and tells no event
+            await asyncio.sleep(0)
+
+
+class Execution:
+    """One batch that a PuppetExecute was given and has not ended."""
+
+    def __init__(self, entries: Sequence[Entry[Any, Any]]) -> None:
+        self.entries = list(entries)
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def items(self) -> list[Any]:
+        return [entry.item for entry in self.entries]
+
+    @property
+    def is_ended(self) -> bool:
+        return self._ended.done()
+
+    def finish(self) -> None:
+        """Answer every entry with `answer(item)`, and end."""
+        for entry in self.entries:
+            entry.resolve(answer(entry.item))
+        self.end()
+
+    def end(self) -> None:
+        """End without answering anyone who has no answer yet."""
+        self._ended.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """End by raising `error`."""
+        self._ended.set_exception(error)
+
+    async def wait(self) -> None:
+        await self._ended
+
+
+class PuppetExecute:
+    """An `execute` for a Batcher. `batches` are all it was given, oldest first; `running` those not yet ended."""
+
+    def __init__(self) -> None:
+        self.batches: list[Execution] = []
+
+    async def __call__(self, entries: Sequence[Entry[Any, Any]]) -> None:
+        execution = Execution(entries)
+        self.batches.append(execution)
+        await execution.wait()
+
+    @property
+    def running(self) -> list[Execution]:
+        return [execution for execution in self.batches if not execution.is_ended]
+
+
+def answer(item: Any) -> str:
+    """What `Execution.finish` answers to an item."""
+    return f"answer to {item}"
+
+
+class BatchLog:
+    """A BatchObserver that remembers."""
+
+    def __init__(self) -> None:
+        self.queue_lengths: list[int] = []
+        self.executions: list[tuple[int, float]] = []
+
+    def queue_changed(self, entries: int) -> None:
+        self.queue_lengths.append(entries)
+
+    def batch_executed(self, size: int, seconds: float) -> None:
+        self.executions.append((size, seconds))
+
+
+class PuppetEngine:
+    """An Engine that computes `function` over its one input. Held, each `run` waits for a `step`, or for `release`."""
+
+    def __init__(
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        function: Callable[[Tensor], Tensor] = lambda rows: rows.reshape(len(rows), -1).astype(np.float32),
+    ) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.provider = ProviderInfo("cpu")
+        self.sizes: list[int] = []
+        self.is_closed = False
+        self.function = function
+        self._gate = threading.Condition()
+        self._is_held = False
+        self._steps = 0
+        self._entered = threading.Semaphore(0)
+
+    def hold(self) -> None:
+        self._is_held = True
+
+    def step(self) -> None:
+        """Let one `run` through."""
+        with self._gate:
+            self._steps += 1
+            self._gate.notify_all()
+
+    def release(self) -> None:
+        """Let every `run` through."""
+        with self._gate:
+            self._is_held = False
+            self._gate.notify_all()
+
+    async def entered(self) -> None:
+        """Return once `run` was entered one more time."""
+        assert await asyncio.to_thread(self._entered.acquire, timeout=PATIENCE_SECONDS), "nobody ran the engine"
+
+    def run(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+        assert not self.is_closed, "an execution on a closed engine"
+        (rows,) = feeds.values()
+        self.sizes.append(len(rows))
+        self._entered.release()
+        with self._gate:
+            may_go = self._gate.wait_for(lambda: not self._is_held or self._steps > 0, PATIENCE_SECONDS)
+            assert may_go, "the test forgot to release the engine"
+            if self._is_held:
+                self._steps -= 1
+        return [self.function(rows)]
+
+    def close(self) -> None:
+        assert not self.is_closed, "closed twice"
+        self.is_closed = True
+
+
+class PuppetSource:
+    """A repository folder that holds what the test put there. Every `put` makes new files."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, dict[int, Fingerprint]] = {}
+        self.problems: dict[str, str] = {}
+        self.is_readable = True
+        self._writes = count(1)
+
+    def put(self, name: str, *versions: int) -> None:
+        """Add versions, or change the files of those that are there."""
+        for version in versions:
+            self.models.setdefault(name, {})[version] = ((f"{version}/model.onnx", 100, next(self._writes)),)
+
+    def remove(self, name: str, *versions: int) -> None:
+        """Take versions away, or the whole model where none are named."""
+        if not versions:
+            del self.models[name]
+        for version in versions:
+            del self.models[name][version]
+
+    def scan(self) -> dict[str, FoundModel]:
+        if not self.is_readable:
+            raise ConfigurationError("the folder cannot be read")
+        return {
+            name: FoundModel(name, Path(name), dict(versions), self.problems.get(name))
+            for name, versions in self.models.items()
+        }
+
+
+class PuppetModel:
+    """A loaded version that knows whether it was drained and closed, in that order and once."""
+
+    def __init__(self, name: str, version: int) -> None:
+        self.name = name
+        self.version = version
+        self.is_drained = False
+        self.is_closed = False
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def drain(self) -> None:
+        assert not self.is_closed, "drained after it was closed"
+        await self.idle.wait()
+        self.is_drained = True
+
+    def close(self) -> None:
+        assert self.is_drained, "closed before it was drained"
+        assert not self.is_closed, "closed twice"
+        self.is_closed = True
+
+
+class PuppetLoader:
+    """Loads what the test does not forbid. `faults` are raised by name, or by (name, version)."""
+
+    def __init__(self) -> None:
+        self.policies: dict[str, VersionPolicy] = {}
+        self.faults: dict[str | tuple[str, int], Exception] = {}
+        self.attempts: list[tuple[str, int]] = []
+        self.loaded: list[PuppetModel] = []
+        self.held: dict[tuple[str, int], asyncio.Event] = {}
+
+    def hold(self, name: str, version: int) -> asyncio.Event:
+        """Loads of this version wait until the event is set."""
+        return self.held.setdefault((name, version), asyncio.Event())
+
+    def version_policy(self, model: FoundModel) -> VersionPolicy:
+        if fault := self.faults.get(model.name):
+            raise fault
+        return self.policies.get(model.name, Latest())
+
+    async def load(self, model: FoundModel, version: int) -> PuppetModel:
+        self.attempts.append((model.name, version))
+        await asyncio.sleep(0)
+        if gate := self.held.get((model.name, version)):
+            await gate.wait()
+        if fault := self.faults.get((model.name, version)):
+            raise fault
+        self.loaded.append(PuppetModel(model.name, version))
+        return self.loaded[-1]
+
+
+class RepositoryLog:
+    """A repository's Observer that remembers."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.loads: list[tuple[str, bool]] = []
+
+    def models_found(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+
+    def load_finished(self, model: str, *, ok: bool) -> None:
+        self.loads.append((model, ok))
+
+
+class PuppetService:
+    """Everything behind a front-end around one model, "puppet", with a PuppetEngine and one execution thread.
+
+    It takes images of 8 x 8 and answers how much red, green and blue there is. Use it as `async with`.
+    """
+
+    def __init__(self, *, max_requests: int = 64, max_bytes: int = 1 << 20, **batching: Any) -> None:
+        self.engine = PuppetEngine(
+            [TensorSpec("image", "float32", (-1, 3, 8, 8))],
+            [TensorSpec("scores", "float32", (-1, 3))],
+            lambda rows: rows.mean((2, 3)),
+        )
+        self.metrics = Metrics("test")
+        self.admission = Admission(max_requests=max_requests, max_bytes=max_bytes)
+        self.source = PuppetSource()
+        self.repository: ModelRepository[LoadedModel] = ModelRepository(self.source, self, self.metrics)
+        self.pipeline = Pipeline(self.admission, self.repository, self.metrics)
+        self._batching = BatchingSpec(**batching)
+        self._threads = ExecutionThreads(1)
+
+    async def __aenter__(self) -> "PuppetService":
+        self.metrics.watch(self.repository)
+        self.source.put("puppet", 1)
+        await self.repository.reconcile()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.engine.release()
+        await self.repository.close()
+        self._threads.close()
+
+    def version_policy(self, model: FoundModel) -> VersionPolicy:
+        return Latest()
+
+    async def load(self, model: FoundModel, version: int) -> LoadedModel:
+        limits = ImageLimits()
+        budget = DecodeBudget(limits.decode_bytes)
+        image = InputSpec("image", (8, 8), scale=(1 / 255,), resize="stretch")
+        task = TaskSpec(("red", "green", "blue"), "none")
+        spec = ModelSpec("multiclass", task, image, "scores", self._batching)
+        preprocessor = Preprocessor(image, limits, budget)
+        parts = LoadedParts(spec, self.engine, TASKS["multiclass"](task), preprocessor, "0" * 64, 1)
+        return LoadedModel(model.name, version, parts, LoadContext(self._threads, limits, budget, self.metrics), 1)

@@ -1,0 +1,70 @@
+"""Where work runs."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from service.lane import ExecutionThreads, FusedLane
+from tests.support.puppets import PATIENCE_SECONDS
+
+
+@pytest.fixture
+def threads() -> Iterator[ExecutionThreads]:
+    threads = ExecutionThreads(2)
+    yield threads
+    threads.close()
+
+
+async def test_a_job_runs_on_an_execution_thread_and_its_result_comes_back(threads: ExecutionThreads) -> None:
+    name = await FusedLane(threads, 2).run(lambda: threading.current_thread().name)
+    assert name.startswith("execution")
+
+
+async def test_what_a_job_raises_comes_back(threads: ExecutionThreads) -> None:
+    def job() -> None:
+        raise MemoryError("in the job")
+
+    with pytest.raises(MemoryError, match="in the job"):
+        await FusedLane(threads, 2).run(job)
+
+
+async def test_as_many_jobs_run_at_once_as_there_are_threads(threads: ExecutionThreads) -> None:
+    together = threading.Barrier(2)
+    lane = FusedLane(threads, 2)
+    await asyncio.gather(*(lane.run(lambda: together.wait(PATIENCE_SECONDS)) for _ in range(2)))
+
+
+async def test_a_job_that_started_is_finished_though_nobody_waits(threads: ExecutionThreads) -> None:
+    started, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def job() -> None:
+        started.set()
+        may_end.wait(PATIENCE_SECONDS)
+        ended.set()
+
+    task = asyncio.create_task(FusedLane(threads, 2).run(job))
+    await asyncio.to_thread(started.wait, PATIENCE_SECONDS)
+    task.cancel()
+    may_end.set()
+    assert await asyncio.to_thread(ended.wait, PATIENCE_SECONDS)
+
+
+async def test_lanes_share_the_threads_of_the_process(threads: ExecutionThreads) -> None:
+    used = {await FusedLane(threads, 2).run(threading.get_ident) for _ in range(20)}
+    assert len(used) <= threads.count == 2
+
+
+def test_closing_waits_for_what_runs() -> None:
+    threads = ExecutionThreads(1)
+    started, ended = threading.Event(), threading.Event()
+
+    def job() -> None:
+        started.wait(PATIENCE_SECONDS)
+        ended.set()
+
+    threads.pool.submit(job)
+    started.set()
+    threads.close()
+    assert ended.is_set()
