@@ -157,11 +157,14 @@ def read_webp(data: bytes) -> ImageHeader:
 
 
 def read_with_pillow(data: bytes, name: str, pillow_format: str) -> ImageHeader:
-    """Header of one of the formats that are off by default, by Pillow's own (lazy) parser."""
+    """Header of one of the formats that are off by default, by Pillow's own (lazy) parser.
+
+    A TIFF is upright as far as we can see: Pillow turns it, and swaps the sides that it names, on its own.
+    """
     try:
         with Image.open(BytesIO(data), formats=[pillow_format]) as image:
             width, height = image.size
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            orientation = 1 if pillow_format == "TIFF" else image.getexif().get(_ORIENTATION_TAG, 1)
     except MemoryError:
         raise
     except Exception:

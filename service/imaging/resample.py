@@ -140,25 +140,34 @@ def _weights(
     step = np.asarray(source, kind) / np.asarray(whole, kind)
     places = (np.arange(first, first + count) + 0.5).astype(kind) * step  # centres, in source pixels
     if interpolation == "nearest":
-        lines, place = np.unique(np.clip(places.astype(np.intp), 0, source - 1), return_inverse=True)
-        return np.eye(len(lines), dtype=np.float32)[place], lines
-    if interpolation == "area":
+        lines = np.clip(places.astype(np.intp), 0, source - 1)[:, None]
+        weights = np.ones(lines.shape)
+    elif interpolation == "area":
         edges = np.arange(first, first + count + 1).astype(kind) * step
         low, high = edges[:-1, None], edges[1:, None]
-        lines = np.arange(max(0, math.floor(low[0, 0])), min(source, math.ceil(high[-1, 0]) + 1))
+        lines = _runs(low, math.ceil(step) + 1)
         weights = np.clip(np.minimum(lines + 1, high) - np.maximum(lines, low), 0, None).astype(np.float64)
     else:
         kernel, support = _KERNELS[interpolation]
-        centres = (places - np.asarray(0.5, kind)).astype(np.float64)
+        centres = (places - np.asarray(0.5, kind)).astype(np.float64)[:, None]
         if interpolation == "bicubic" and single and not antialias:
             centres = np.floor(centres) + np.rint((centres - np.floor(centres)) * 1024) / 1024  # its table of weights
         width = max(float(step), 1.0) if antialias else 1.0
-        reach = support * width
-        lines = np.arange(max(0, math.floor(centres[0] - reach)), min(source, math.ceil(centres[-1] + reach) + 1))
-        weights = kernel((lines[None, :] - centres[:, None]) / width)
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    kept = np.abs(weights).sum(axis=0) > 0
-    return weights[:, kept].astype(np.float32), lines[kept].astype(np.intp)
+        lines = _runs(centres - support * width, math.ceil(2 * support * width) + 1)
+        weights = kernel((lines - centres) / width)
+    weights[(lines < 0) | (lines >= source)] = 0
+    weights /= weights.sum(axis=1, keepdims=True)
+    touched = np.nonzero(weights)
+    used, columns = np.unique(lines[touched], return_inverse=True)
+    matrix = np.zeros((count, len(used)), np.float32)
+    matrix[touched[0], columns] = weights[touched]
+    return matrix, used
+
+
+def _runs(starts: npt.NDArray[np.floating[Any]], length: int) -> npt.NDArray[np.intp]:
+    """For each of `starts` (n, 1) the `length` lines from there on: (n, length)."""
+    lines: npt.NDArray[np.intp] = np.floor(starts).astype(np.intp) + np.arange(length)
+    return lines
 
 
 def _triangle(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

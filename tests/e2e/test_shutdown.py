@@ -114,11 +114,14 @@ class TestSigtermUnderLoad:
         [("digits", bodies.drawn_digit(7), bodies.PNG), ("imagenet", bodies.different_crops(1)[0], bodies.JPEG)],
         ids=["digits", "imagenet"],
     )
-    async def test_no_accepted_request_is_lost(self, model: str, picture: bytes, media_type: str) -> None:
+    async def test_no_accepted_request_is_lost(
+        self, patient_repository: Path, model: str, picture: bytes, media_type: str
+    ) -> None:
         delay_seconds = 1.0
         request = raw_http.request("POST", f"/api/v1/models/{model}/classify", {"Content-Type": media_type}, picture)
         ledger = Ledger()
-        with ServerProcess(MODEL_REPO, "--server.drain-delay-s", str(delay_seconds)) as server:
+        settings = ("--server.drain-delay-s", str(delay_seconds), "--limits.timeout-ms", "60000")
+        with ServerProcess(patient_repository, *settings) as server:
             await asyncio.to_thread(server.wait_until_ready)
             clients = [asyncio.create_task(ask_until_refused(server.port, request, ledger)) for _ in range(CLIENTS)]
             await until(lambda: ledger.answered >= 3 * CLIENTS, "the load is there")

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -174,6 +175,15 @@ def test_what_is_logged_is_written_in_order_a_line_each() -> None:
     assert writer.dropped == 0
 
 
+def test_what_is_logged_is_pushed_through_a_buffered_stream() -> None:
+    pipe = Pipe()
+    stream = io.BufferedWriter(pipe)
+    writer = LineWriter(stream)
+    writer.handle(record())
+    writer.flush(PATIENCE_SECONDS)
+    assert pipe.events == ["event"]
+
+
 def test_a_stalled_reader_costs_lines_and_not_time() -> None:
     pipe = Pipe()
     writer = LineWriter(pipe, capacity=5)  # type: ignore[arg-type]
@@ -218,7 +228,9 @@ def test_a_flush_gives_up_on_a_stalled_reader() -> None:
 
 
 def test_a_flush_with_nothing_to_write_returns_at_once() -> None:
+    started_at = time.monotonic()
     LineWriter(Pipe()).flush(PATIENCE_SECONDS)  # type: ignore[arg-type]
+    assert time.monotonic() - started_at < PATIENCE_SECONDS / 2
 
 
 def test_a_reader_that_is_gone_is_counted_and_does_not_stop_the_writer() -> None:

@@ -490,6 +490,7 @@ def test_labels_fit_an_output_of_as_many_numbers_or_an_open_one(shape: tuple[int
         ({"inputs": image_tensor(-1, 1, 28, 28), "input": {"preset": "unit", "color": "rgb"}}, ["'rgb'", "1 channels"]),
         ({"inputs": image_tensor(-1, 3, -1, -1)}, ["input.size = [height, width] is needed"]),
         ({"inputs": image_tensor(-1, 3, 3, 3)}, ['input.layout = "nchw" or "nhwc" is needed']),
+        ({"inputs": image_tensor(-1, 1, 28, 1)}, ['input.layout = "nchw" or "nhwc" is needed']),
         ({"inputs": image_tensor(-1, 224, 224)}, ["input 'image' has shape [-1, 224, 224]", "4 dimensions"]),
         ({"inputs": image_tensor(-1, 3, 8, 8, dtype="int64")}, ["input 'image' is int64", "float32, float16"]),
         ({"inputs": (*NCHW, *NCHW)}, ["the graph has 2 inputs", "a graph with one"]),

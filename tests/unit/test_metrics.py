@@ -232,6 +232,7 @@ def test_every_series_of_predictions_only_grows_and_they_are_bounded(
         assert len(series) == len(listed)
         assert len(series) <= shown + 1
         assert sum(series.values()) == total
+        assert all(count > 0 for name, count in series.items() if name != OTHER)
         assert all(series.get(name, -1) >= count for name, count in before.items())
         assert set(series) <= {*names, OTHER}
         before = series

@@ -213,6 +213,13 @@ async def test_an_activation_that_would_be_applied_twice_is_refused(tmp_path: Pa
         assert 'set activation = "none"' in reason(server)
 
 
+async def test_an_activation_that_would_be_applied_twice_is_refused_however_sure_the_network_is(tmp_path: Path) -> None:
+    graph = tiny_models.classifier(ending="Softmax", matrix=np.eye(3) * 1e6)
+    write_model(tmp_path, "model", graph)
+    async with serving(tmp_path) as server:
+        assert 'set activation = "none"' in reason(server)
+
+
 async def test_logits_that_only_look_like_probabilities_one_by_one_are_no_reason_to_refuse(tmp_path: Path) -> None:
     write_model(tmp_path, "model", tiny_models.classifier(matrix=np.eye(3) * 0.9))
     async with serving(tmp_path) as server:
@@ -316,6 +323,17 @@ async def test_the_manifest_says_how_many_instances_run_at_once(tmp_path: Path) 
     write_model(tmp_path, "model", manifest=manifest(execution={"instances": 1}))
     async with serving(tmp_path, execution={"threads": 2}) as server:
         assert description(server).instances == 1
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(0, 1), (2, 2)])
+async def test_a_session_has_one_thread_inside_unless_the_manifest_says_more(
+    tmp_path: Path, asked: int, threads: int
+) -> None:
+    write_model(tmp_path, "model", manifest=manifest(execution={"intra_op_threads": asked}))
+    async with serving(tmp_path) as server:
+        engine = description(server).engine
+        assert isinstance(engine, OrtEngine)
+        assert engine._session.get_session_options().intra_op_num_threads == threads
 
 
 async def test_each_version_has_its_own_labels_and_keys(tmp_path: Path) -> None:

@@ -335,9 +335,8 @@ async def test_an_execution_that_raises_fails_its_batch_and_no_other(
     broken, good = b.execute.running
     broken.fail(ValueError("secret detail"))
     await turns()
-    with pytest.raises(EngineFailed) as caught:
+    with pytest.raises(EngineFailed, match=r"^The model failed on this batch\.$"):
         await one.future
-    assert "secret" not in str(caught.value)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == ["execution_failed"]
     good.finish()
     await turns()
