@@ -23,9 +23,9 @@ from service.imaging.spec import ImageLimits, InputSpec
 from service.messages import ImageInfo, ImagePayload
 
 # A JPEG is halved in the DCT domain only while at least this many source pixels stay for each pixel of the result.
-# Measured over 560 crops of photographs, top-1 score against the exact way, largest difference: 1 -> 0.11,
-# 2 -> 0.05, 3 -> 0.034, 4 -> 0.015.
-_PIXELS_LEFT_BY_HALVING = 4.0
+# Measured over 1,000 crops of photographs, top-1 score against the exact way, largest difference: 1 -> 0.11,
+# 2 -> 0.05, 3 -> 0.034, 4 -> 0.028, 5.5 -> 0.010. A telephone's 12 megapixels to 256 are halved still: 5.9 stay.
+_PIXELS_LEFT_BY_HALVING = 5.5
 _MOST_HALVINGS = 3
 
 

@@ -220,7 +220,7 @@ def test_halving_a_jpeg_does_not_move_the_picture(orientation: int) -> None:
 
     The shift is estimated as least squares has it, from the difference and the slope of the picture.
     """
-    spec = InputSpec("input", (112, 112), resize_to=128)
+    spec = InputSpec("input", (84, 84), resize_to=96)
     waves = 127 + 60 * np.sin(np.arange(1335) / 25.0)[:, None] + 60 * np.sin(np.arange(1111) / 21.0)[None, :]
     picture = Image.fromarray(waves.astype(np.uint8)).convert("RGB")
     data = images.displaying(picture, orientation, "JPEG", quality=92)

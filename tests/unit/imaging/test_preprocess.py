@@ -230,7 +230,7 @@ def test_every_orientation_gives_the_tensor_of_the_upright_image(
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_of_a_jpeg_that_is_halved_gives_the_tensor_of_the_upright_image(orientation: int) -> None:
     photo = photos.photo("coffee", 704, 448)
-    halved = InputSpec("input", (28, 44), resize="stretch")
+    halved = InputSpec("input", (20, 32), resize="stretch")
     assert inspected(images.encoded(photo, "JPEG"), halved).halvings == 2
     upright = images.prepared(images.encoded(photo, "JPEG", quality=95, subsampling=0), halved)
     turned = images.prepared(images.displaying(photo, orientation, "JPEG", quality=95, subsampling=0), halved)
