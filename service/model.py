@@ -217,11 +217,10 @@ class LoadedModel:
         self._all_metrics.model_unloaded(self.name, self.version)
         self._parts.engine.close()
 
-    async def _execute(self, batch: Sequence[ImageEntry]) -> None:
+    async def _execute(self, batch: Sequence[ImageEntry]) -> list[tuple[ImageEntry, Answer]]:
         postprocess_seconds, answered = await self._lane.run(partial(self._work, batch))
         self._metrics.postprocessed(postprocess_seconds)
-        for entry, answer in answered:
-            entry.resolve(answer)
+        return answered
 
     def _work(self, batch: Sequence[ImageEntry]) -> tuple[float, list[tuple[ImageEntry, Answer]]]:
         """Decode, run, finish. On an execution thread.

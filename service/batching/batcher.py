@@ -28,6 +28,9 @@ image) at once, and returns a result for each of the others. If it raises, the e
 One caller's fate never reaches its neighbours: a cancelled entry in a running batch only means that nobody reads that
 row.
 
+*Device first.* When an execution ends, the next batch leaves before the answers of the last one are handed out: writing
+answers is the event loop's work, and the instance need not wait for it.
+
 *Drained.* `drain` waits until the queue is empty and no execution runs. Nothing is refused by it: who may still submit
 is decided further out (leases and admission).
 
@@ -55,7 +58,8 @@ _FASTER_WEIGHT = 0.5
 _SLOWER_WEIGHT = 0.05
 _RETRY_AFTER_SECONDS = (1, 3)
 
-Execute = Callable[[Sequence[Entry[ItemT, ResultT]]], Awaitable[None]]
+Replies = Sequence[tuple[Entry[ItemT, ResultT], ResultT]]
+Execute = Callable[[Sequence[Entry[ItemT, ResultT]]], Awaitable[Replies[ItemT, ResultT]]]
 
 
 class BatchObserver(Protocol):
@@ -69,8 +73,8 @@ class BatchObserver(Protocol):
 class Batcher(Generic[ItemT, ResultT]):
     """Forms batches for one version of one model.
 
-    `execute` is awaited with the entries of a batch and resolves or fails each; `instances` is how many batches may be
-    in execution at once. Belongs to the running event loop.
+    `execute` is awaited with the entries of a batch and returns the result of each that it did not reject; `instances`
+    is how many batches may be in execution at once. Belongs to the running event loop.
     """
 
     def __init__(
@@ -90,7 +94,8 @@ class Batcher(Generic[ItemT, ResultT]):
         self._instances = instances
         self._clock = clock
         self._queue: RequestQueue[ItemT, ResultT] = RequestQueue(spec.max_queue_size)
-        self._executions: set[asyncio.Task[None]] = set()
+        self._executing = 0
+        self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._seconds_of: dict[int, float] = {}  # batch size -> seconds of an execution, a moving average
         self._quiet = asyncio.Event()
@@ -143,7 +148,7 @@ class Batcher(Generic[ItemT, ResultT]):
     def _pump(self) -> None:
         while True:
             now = self._clock()
-            free = self._instances - len(self._executions)
+            free = self._instances - self._executing
             view = QueueView(len(self._queue), self._queue.oldest_at, free, self._instances)
             decision = self._policy.decide(view, now)
             if isinstance(decision, Dispatch):
@@ -176,22 +181,31 @@ class Batcher(Generic[ItemT, ResultT]):
         for entry in batch:
             entry.dispatched_at = now
         task = asyncio.get_running_loop().create_task(self._run(batch, now), name="execution")
-        self._executions.add(task)
+        self._executing += 1
+        self._tasks.add(task)
         task.add_done_callback(self._ended)
 
     async def _run(self, batch: list[Entry[ItemT, ResultT]], started_at: float) -> None:
+        replies: Replies[ItemT, ResultT] = ()
+        fault: FoveaError = EngineFailed("The execution ended without an answer: this is a bug")
         try:
-            await self._execute(batch)
+            replies = await self._execute(batch)
         except MemoryError:
-            self._fail(batch, OutOfMemory())
+            fault = OutOfMemory()
         except FoveaError as error:
-            self._fail(batch, error)
+            fault = error
         except Exception:
             logger.exception("execution_failed", extra={"batch_size": len(batch)})
-            self._fail(batch, EngineFailed("The model failed on this batch."))
-        if unanswered := [entry for entry in batch if not entry.is_done]:
-            self._fail(unanswered, EngineFailed("The execution ended without an answer: this is a bug"))
+            fault = EngineFailed("The model failed on this batch.")
         self._learn(len(batch), self._clock() - started_at)
+        self._executing -= 1
+        try:
+            self._pump()
+        finally:
+            for entry, result in replies:
+                entry.resolve(result)
+            for entry in batch:
+                entry.fail(fault)  # whoever has no answer by now
 
     def _learn(self, size: int, seconds: float) -> None:
         known = self._seconds_of.get(size, seconds)
@@ -200,15 +214,9 @@ class Batcher(Generic[ItemT, ResultT]):
         self._observer.batch_executed(size, seconds)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._executions.discard(task)
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.critical("batcher_failed", exc_info=error)
-        self._pump()
-
-    @staticmethod
-    def _fail(batch: Sequence[Entry[ItemT, ResultT]], error: FoveaError) -> None:
-        for entry in batch:
-            entry.fail(error)
 
     def _set_timer(self, delay_seconds: float | None) -> None:
         if self._timer is not None:
@@ -218,7 +226,7 @@ class Batcher(Generic[ItemT, ResultT]):
             self._timer = asyncio.get_running_loop().call_later(max(0.0, delay_seconds), self._pump)
 
     def _settle(self) -> None:
-        if not len(self._queue) and not self._executions:
+        if not len(self._queue) and not self._executing:
             self._quiet.set()
 
     def _overloaded(self, reason: str, message: str) -> Overloaded:

@@ -49,7 +49,7 @@ class Execution:
 
     def __init__(self, entries: Sequence[Entry[Any, Any]]) -> None:
         self.entries = list(entries)
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[list[tuple[Entry[Any, Any], str]]] = asyncio.get_running_loop().create_future()
 
     @property
     def items(self) -> list[Any]:
@@ -61,20 +61,18 @@ class Execution:
 
     def finish(self) -> None:
         """Answer every entry with `answer(item)`, and end."""
-        for entry in self.entries:
-            entry.resolve(answer(entry.item))
-        self.end()
+        self._ended.set_result([(entry, answer(entry.item)) for entry in self.entries])
 
     def end(self) -> None:
         """End without answering anyone who has no answer yet."""
-        self._ended.set_result(None)
+        self._ended.set_result([])
 
     def fail(self, error: BaseException) -> None:
         """End by raising `error`."""
         self._ended.set_exception(error)
 
-    async def wait(self) -> None:
-        await self._ended
+    async def wait(self) -> list[tuple[Entry[Any, Any], str]]:
+        return await self._ended
 
 
 class PuppetExecute:
@@ -83,10 +81,10 @@ class PuppetExecute:
     def __init__(self) -> None:
         self.batches: list[Execution] = []
 
-    async def __call__(self, entries: Sequence[Entry[Any, Any]]) -> None:
+    async def __call__(self, entries: Sequence[Entry[Any, Any]]) -> list[tuple[Entry[Any, Any], str]]:
         execution = Execution(entries)
         self.batches.append(execution)
-        await execution.wait()
+        return await execution.wait()
 
     @property
     def running(self) -> list[Execution]:

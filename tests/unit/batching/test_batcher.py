@@ -87,6 +87,23 @@ async def test_an_entry_is_rejected_only_once_and_keeps_its_first_fault(bench: M
         await entry.future
 
 
+async def test_the_next_batch_is_in_execution_before_the_answers_of_the_last_are_read(bench: MakeBench) -> None:
+    """A caller writes its answer on the event loop: an instance must not stand idle for that."""
+    b = bench()
+    await occupied(b)
+    first, second = b.submit("first", "second")
+    in_execution_when_read: list[int] = []
+    first.future.add_done_callback(lambda _: in_execution_when_read.append(len(b.execute.batches)))
+    b.execute.running[0].finish()
+    await turns()
+    (third,) = b.submit("third")
+    b.execute.running[0].finish()
+    await asyncio.gather(first.future, second.future)
+    assert in_execution_when_read == [3]
+    b.execute.running[0].finish()
+    assert await third.future == answer("third")
+
+
 # Formed late
 
 
