@@ -6,7 +6,9 @@ fighting over it. Knows nothing of what a job does.
 """
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -25,11 +27,20 @@ class Lane(Protocol):
 
 
 class ExecutionThreads:
-    """The process's execution threads. Owned by the server, which closes them last."""
+    """The process's execution threads. Owned by the server, which closes them last.
 
-    def __init__(self, count: int) -> None:
+    Where they are as many as the CPUs of the affinity mask each keeps to one of them. Left alone, Linux puts two busy
+    threads on one CPU for milliseconds while the other is idle: measured on two CPUs, 7 % of the photographs a second.
+    """
+
+    def __init__(self, count: int, cpus: Collection[int] = ()) -> None:
         self.count = count
-        self.pool = ThreadPoolExecutor(count, thread_name_prefix="execution")
+        self._unclaimed = deque(sorted(cpus) if len(cpus) == count > 1 else ())
+        self.pool = ThreadPoolExecutor(count, thread_name_prefix="execution", initializer=self._settle)
+
+    def _settle(self) -> None:
+        if self._unclaimed:
+            os.sched_setaffinity(0, {self._unclaimed.popleft()})
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)

@@ -19,6 +19,9 @@ import orjson
 request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 MAX_LINE_BYTES = 8 * 1024
+_GATHER_SECONDS = (
+    0.05  # lines of this long are written at once: a thread woken for each would fight for the interpreter
+)
 _BUFFERED_LINES = 10_000  # at 300 bytes a line 3 MB: what a stalled reader of the pipe may cost
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -67,6 +70,7 @@ class LineWriter(logging.Handler):
         self._capacity = capacity
         self._lines: deque[bytes] = deque()
         self._wake = threading.Event()
+        self._hurry = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
         self.dropped = 0
@@ -89,12 +93,15 @@ class LineWriter(logging.Handler):
         """Wait until what was logged so far is written, at most `timeout_seconds`."""
         if self._lines:
             self._idle.clear()
+            self._hurry.set()
             self._wake.set()
         self._idle.wait(timeout_seconds)
 
     def _write_forever(self) -> None:
         while True:
             self._wake.wait()
+            self._hurry.wait(_GATHER_SECONDS)
+            self._hurry.clear()
             self._wake.clear()
             while self._lines:
                 lines = [self._lines.popleft() for _ in range(min(len(self._lines), 256))]

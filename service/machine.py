@@ -28,8 +28,13 @@ def cgroup_cpu_quota(root: Path = _CGROUP) -> float | None:
     return quota_us / period_us if quota_us > 0 else None
 
 
+def affinity() -> set[int]:
+    """The CPUs that this process may run on; empty where the system does not say."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
 def usable_cpus(root: Path = _CGROUP) -> int:
     """CPUs worth a thread each: the affinity mask, cut to the cgroup's quota (rounded up), at least 1."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(affinity()) or os.cpu_count() or 1
     quota = cgroup_cpu_quota(root)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))

@@ -6,9 +6,10 @@ Knows no HTTP and not which versions there are.
 """
 
 import logging
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from service import manifest as manifests
 from service.batching.batcher import Batcher
+from service.batching.paying import paying_batch_size
 from service.batching.policy import FairShare
 from service.batching.request_queue import Entry
 from service.engine.base import Engine
@@ -25,7 +27,7 @@ from service.engine.ort import OrtEngine
 from service.errors import EngineFailed, FoveaError, InternalError, ModelLoadError, NoImageSignature, OutOfMemory
 from service.imaging.decode import DecodeBudget
 from service.imaging.preprocess import InspectedImage, Preprocessor
-from service.imaging.spec import ImageLimits
+from service.imaging.spec import ImageLimits, InputSpec
 from service.lane import ExecutionThreads, FusedLane, Lane
 from service.manifest import ModelSpec
 from service.messages import Classification, ImagePayload, Prediction, Timings
@@ -36,6 +38,8 @@ from service.tasks.base import Scores
 logger = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
+_MOST_TIMING_SECONDS = 0.4  # of a load, spent on finding the batch size that pays
+_TIMED_RUNS = 3
 
 
 class ImageItem(NamedTuple):
@@ -104,6 +108,9 @@ def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
     preprocessor = Preprocessor(spec.input, context.limits, context.budget) if spec.input else None
     parts = LoadedParts(spec, engine, task, preprocessor, manifests.checksum(file), manifest.execution.instances)
     _warm_up(parts)
+    if manifest.batching.max_batch_size is None:
+        batching = replace(spec.batching, max_batch_size=_measured_batch_size(parts))
+        parts = replace(parts, spec=replace(spec, batching=batching))
     return parts
 
 
@@ -111,20 +118,40 @@ def _warm_up(parts: LoadedParts) -> None:
     """Run batches of 1, 2 and the largest size, and look whether the answer can be what the manifest says."""
     if parts.spec.input is None:
         return
-    shape = parts.spec.input.shape
-    random = np.random.default_rng(0)
     largest = parts.spec.batching.max_batch_size
     for size in sorted({1, min(2, largest), largest}):
-        noise = random.integers(0, 256, (size, *shape)).astype(parts.spec.input.dtype)
-        if parts.spec.input.dtype != "uint8":
-            noise = noise / np.asarray(255, noise.dtype)
         try:
-            raw = _run(parts, noise)
+            raw = _run(parts, _noise(parts.spec.input, size))
             parts.task.scores(raw)
         except EngineFailed as error:
             because = f": {' '.join(str(error.__cause__).split())[:300]}" if error.__cause__ else ""
             raise ModelLoadError(f"warm-up with {size} images of random pixels: {error}{because}") from None
         _refuse_activation_twice(parts.spec, raw)
+
+
+def _measured_batch_size(parts: LoadedParts, clock: Callable[[], float] = time.perf_counter) -> int:
+    """The batch size that pays, of 2, 4, 8 and so on to the largest; what takes too long to time is not considered."""
+    largest = parts.spec.batching.max_batch_size
+    if parts.spec.input is None:
+        return largest
+    seconds_of: dict[int, float] = {}
+    started_at = clock()
+    for size in (2, 4, 8, 16, 32):
+        if size > largest:
+            break
+        noise = _noise(parts.spec.input, size)
+        for _ in range(_TIMED_RUNS):
+            run_at = clock()
+            if run_at - started_at > _MOST_TIMING_SECONDS:
+                break
+            _run(parts, noise)
+            seconds_of[size] = min(seconds_of.get(size, math.inf), clock() - run_at)
+    return paying_batch_size(seconds_of) if seconds_of else largest
+
+
+def _noise(spec: InputSpec, size: int) -> npt.NDArray[Any]:
+    noise = np.random.default_rng(0).integers(0, 256, (size, *spec.shape)).astype(spec.dtype)
+    return noise if spec.dtype == "uint8" else noise / np.asarray(255, noise.dtype)
 
 
 def _refuse_activation_twice(spec: ModelSpec, raw: npt.NDArray[Any]) -> None:

@@ -21,7 +21,7 @@ from service.imaging.decode import DecodeBudget
 from service.imaging.formats import FORMATS
 from service.imaging.spec import ImageLimits
 from service.lane import ExecutionThreads
-from service.machine import usable_cpus
+from service.machine import affinity, usable_cpus
 from service.metrics import Metrics
 from service.model import LoadContext, LoadedModel, load
 from service.pipeline import Pipeline
@@ -58,7 +58,7 @@ class InferenceServer:
         self.version = version
         self.state = ServerState.STARTING
         self.metrics = Metrics(version)
-        self.threads = ExecutionThreads(settings.execution.threads or usable_cpus())
+        self.threads = ExecutionThreads(settings.execution.threads or usable_cpus(), affinity())
         limits = image_limits(settings)
         context = LoadContext(self.threads, limits, DecodeBudget(limits.decode_bytes), self.metrics)
         self.repository: ModelRepository[LoadedModel] = ModelRepository(

@@ -136,11 +136,9 @@ class Preprocessor:
                 picture = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
             np.copyto(out, _arranged(picture, self.spec))
         elif self.spec.layout == "nchw" and not self._gray and out.dtype == np.float32:
-            for plane, row, gain, bias in zip(
-                cv2.split(np.ascontiguousarray(picture)), out, self._gain, self._bias, strict=True
-            ):
-                np.multiply(plane, gain, out=row)
-                row += bias
+            planes = np.array(cv2.split(np.ascontiguousarray(picture)))
+            np.multiply(planes, self._gain.reshape(-1, 1, 1), out=out)
+            out += self._bias.reshape(-1, 1, 1)
         else:
             shape = (-1, 1, 1) if self.spec.layout == "nchw" else (-1,)
             scaled = np.multiply(_arranged(picture, self.spec), self._gain.reshape(shape), dtype=np.float32)

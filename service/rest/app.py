@@ -6,9 +6,10 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from service.rest import errors, native, probes
+from service.rest import classify, errors, native, probes
+from service.rest.classify import ClassifyRoute
 from service.rest.middleware import RequestLayer
-from service.rest.schemas import ClassifyBody, ProblemOut
+from service.rest.schemas import ClassifyBody, ClassifyOut, ProblemOut
 from service.server import InferenceServer
 
 _DESCRIPTION = "Photographs in, ranked labels out: batching image classification on ONNX Runtime."
@@ -28,13 +29,13 @@ def create_api(server: InferenceServer) -> FastAPI:
     app.include_router(probes.build_router(server))
     app.include_router(native.build_router(server))
     probes.add_docs(app)
-    _document_bodies(app)
+    _document_classify(app)
     return app
 
 
 def create_app(server: InferenceServer) -> ASGIApp:
-    """What uvicorn serves: the API inside the request layer."""
-    app: ASGIApp = create_api(server)
+    """What uvicorn serves: the request layer, then the classify route, then FastAPI for everything else."""
+    app: ASGIApp = ClassifyRoute(create_api(server), server)
     settings = server.settings
     if settings.server.cors_origins:
         app = CORSMiddleware(
@@ -47,17 +48,18 @@ def create_app(server: InferenceServer) -> ASGIApp:
     return RequestLayer(app, settings.log, lambda: server.is_draining)
 
 
-def _document_bodies(app: FastAPI) -> None:
-    """Put the schemas of hand-read bodies and of problems among OpenAPI's components."""
+def _document_classify(app: FastAPI) -> None:
+    """Add the route that FastAPI does not serve, and the schemas that it does not know, to its OpenAPI document."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = generate()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (ClassifyBody, ProblemOut):
+        for model in (ClassifyBody, ClassifyOut, ProblemOut):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= schema.pop("$defs", {})
             schemas[model.__name__] = schema
+        document["paths"] = classify.openapi_paths() | document["paths"]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

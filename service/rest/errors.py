@@ -47,6 +47,24 @@ _TITLES = {404: "No such route", 405: "Method not allowed"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 PROBLEM = "application/problem+json"
 
+# What the routes of `/api/v1` document
+_PROBLEM_CONTENT = {PROBLEM: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": description, "content": _PROBLEM_CONTENT}
+    for status, description in {
+        400: "Cannot be parsed",
+        404: "No such model or version",
+        408: "The body came too slowly",
+        409: "The model takes no images",
+        413: "Too many bytes, parts or images",
+        415: "Not a supported image type, or not what was declared",
+        422: "The image does not decode, breaks a limit, or a parameter is out of range",
+        500: "A bug of ours",
+        503: "Overloaded, draining or not ready; see Retry-After",
+        504: "The deadline passed",
+    }.items()
+}
+
 
 def status_of(error: FoveaError) -> int:
     return STATUS[error.code][0]
@@ -94,11 +112,21 @@ def _speaks_plain(path: str) -> bool:
     return path.startswith(("/v1/", "/v2/")) or path in ("/v1", "/v2")
 
 
-async def _on_fault(request: Request, error: Exception) -> Response:
-    assert isinstance(error, FoveaError)
-    if status_of(error) == 500:
+def response_to(request: Request, error: Exception) -> Response:
+    """The answer to a request that failed; a bug of ours is logged with its traceback."""
+    fault = error if isinstance(error, FoveaError) else InternalError("This is a bug")
+    if status_of(fault) == 500:
         logger.error("request_failed", exc_info=error)
-    return error_response(request, error)
+    return error_response(request, fault)
+
+
+def method_not_allowed(request: Request, allowed: str) -> Response:
+    """405 of a route that takes only `allowed`."""
+    return _render(request, 405, _TITLES[405], "Method Not Allowed", _CODES[405], {"Allow": allowed})
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    return response_to(request, error)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -116,11 +144,6 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     return error_response(request, invalid_parameter(error.errors()))
 
 
-async def _on_bug(request: Request, error: Exception) -> Response:
-    logger.error("request_failed", exc_info=error)
-    return error_response(request, InternalError("This is a bug"))
-
-
 def invalid_parameter(problems: Any) -> InvalidParameter:
     """pydantic's list of problems as one sentence that names each field."""
     parts = []
@@ -135,4 +158,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(FoveaError, _on_fault)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(Exception, _on_bug)
+    app.add_exception_handler(Exception, _on_fault)

@@ -32,6 +32,18 @@ class ImageIn(_Schema):
     name: Annotated[str | None, Field(max_length=255, description="Returned with the result.")] = None
 
 
+class ClassifyQuery(BaseModel):
+    """The query of a classify request; what else stands there is not ours to judge."""
+
+    top_k: Annotated[
+        int | None, Field(ge=1, le=MAX_TOP_K, description=f"Predictions an image; {DEFAULT_TOP_K} by default.")
+    ] = None
+    threshold: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False, description="Drop lower scores.")] = None
+    timeout_ms: Annotated[
+        int | None, Field(ge=1, description="The request's deadline; may only shorten the server's.")
+    ] = None
+
+
 class ClassifyBody(_Schema):
     """The JSON form of a classify request."""
 

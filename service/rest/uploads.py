@@ -11,11 +11,10 @@ from email.message import Message
 from json import JSONDecodeError, loads
 from typing import Any
 
-from fastapi import Request
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from service.config import LimitSettings
 from service.errors import (
@@ -56,6 +55,8 @@ def content_type(request: Request) -> ContentType:
         raise UnsupportedMediaType("Content-Encoding is not supported here; images are compressed already.")
     if len(values[0]) > 512 or "\0" in values[0]:
         raise UnsupportedMediaType("The Content-Type is not well-formed.")
+    if ";" not in values[0]:
+        return ContentType(values[0].strip().lower(), {})
     message = Message()
     message["content-type"] = values[0]
     parameters = {str(name).lower(): str(value) for name, value in (message.get_params() or [])[1:]}

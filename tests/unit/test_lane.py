@@ -1,6 +1,7 @@
 """Where work runs."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 
@@ -54,6 +55,38 @@ async def test_a_job_that_started_is_finished_though_nobody_waits(threads: Execu
 async def test_lanes_share_the_threads_of_the_process(threads: ExecutionThreads) -> None:
     used = {await FusedLane(threads, 2).run(threading.get_ident) for _ in range(20)}
     assert len(used) <= threads.count == 2
+
+
+def _keeps_to(count: int, cpus: set[int]) -> list[set[int]]:
+    threads = ExecutionThreads(count, cpus)
+    together = threading.Barrier(count)
+
+    def job() -> set[int]:
+        together.wait(PATIENCE_SECONDS)
+        return os.sched_getaffinity(0)
+
+    try:
+        return [future.result() for future in [threads.pool.submit(job) for _ in range(count)]]
+    finally:
+        threads.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no CPU affinity")
+def test_each_thread_keeps_to_a_cpu_where_there_are_as_many() -> None:
+    cpus = os.sched_getaffinity(0)
+    if len(cpus) < 2:
+        pytest.skip("one CPU only")
+    found = _keeps_to(len(cpus), cpus)
+    assert sorted(next(iter(one)) for one in found) == sorted(cpus)
+    assert all(len(one) == 1 for one in found)
+    assert os.sched_getaffinity(0) == cpus
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no CPU affinity")
+def test_threads_roam_where_they_are_fewer_or_more_than_the_cpus() -> None:
+    cpus = os.sched_getaffinity(0)
+    assert _keeps_to(len(cpus) + 1, cpus) == [cpus] * (len(cpus) + 1)
+    assert _keeps_to(1, cpus) == [cpus]
 
 
 def test_closing_waits_for_what_runs() -> None:

@@ -1,0 +1,16 @@
+"""How many images in one execution pay: chosen from timings when a model is loaded.
+
+A batch amortises what an execution costs in itself. For a small network, or on a GPU, that is nearly everything; for a
+real network on a CPU it is nearly nothing, and a large batch falls out of the caches: EfficientNet-Lite0 runs a tenth
+slower in eights than in twos. Pure: timings in, a size out.
+"""
+
+from collections.abc import Mapping
+
+_AS_GOOD = 1.05  # a larger batch that is at most this much slower for each image is taken: it spares the event loop
+
+
+def paying_batch_size(seconds_of: Mapping[int, float]) -> int:
+    """The largest of the measured batch sizes that is as good as the best, by seconds for each image."""
+    best = min(seconds / size for size, seconds in seconds_of.items())
+    return max(size for size, seconds in seconds_of.items() if seconds / size <= best * _AS_GOOD)
