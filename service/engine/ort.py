@@ -39,7 +39,8 @@ _FATAL_ONLY = 4
 
 @cache
 def _prepare_runtime() -> None:
-    """Once a process: quiet ONNX Runtime's own stderr, and load CUDA's libraries where the GPU build is installed."""
+    """Once a process: no telemetry, nothing on stderr, and CUDA's libraries loaded where the GPU build is installed."""
+    ort.disable_telemetry_events()
     ort.set_default_logger_severity(_FATAL_ONLY)
     if hasattr(ort, "preload_dlls") and "CUDAExecutionProvider" in ort.get_available_providers():
         ort.preload_dlls()

@@ -9,7 +9,6 @@ instead of the large source. Fast is held to exact by a test over real photograp
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -47,9 +46,13 @@ class InspectedImage:
 
 
 class Preprocessor:
-    """Follows one InputSpec under one set of limits. Immutable; shared by all execution threads."""
+    """Follows one InputSpec under one set of limits. Immutable; shared by all execution threads.
+
+    Raises ModelLoadError where the spec's resampler needs a library that is not installed.
+    """
 
     def __init__(self, spec: InputSpec, limits: ImageLimits, budget: DecodeBudget) -> None:
+        resample.ready(spec.resampler)
         self.spec = spec
         self._limits = limits
         self._budget = budget
@@ -136,8 +139,7 @@ class Preprocessor:
                 picture = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
             np.copyto(out, _arranged(picture, self.spec))
         elif self.spec.layout == "nchw" and not self._gray and out.dtype == np.float32:
-            planes = np.array(cv2.split(np.ascontiguousarray(picture)))
-            np.multiply(planes, self._gain.reshape(-1, 1, 1), out=out)
+            np.multiply(picture.transpose(2, 0, 1), self._gain.reshape(-1, 1, 1), out=out)
             out += self._bias.reshape(-1, 1, 1)
         else:
             shape = (-1, 1, 1) if self.spec.layout == "nchw" else (-1,)

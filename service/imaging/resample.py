@@ -7,23 +7,23 @@ about which source pixel counts how much; only `pil_fast` differs from its libra
 Sources: Pillow's Resample.c; OpenCV's imgproc/resize; TensorFlow's scale_and_translate and resize_* kernels.
 """
 
+import importlib
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
 
+from service.errors import ModelLoadError
 from service.imaging.geometry import Box, Placement
 from service.imaging.spec import Interpolation
 
 Pixels = npt.NDArray[np.uint8]
 Content = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
-
-cv2.setNumThreads(1)  # the execution threads are the parallelism; a pool inside each would only fight over cores
 
 # A ribbon (1 x 16,384) would be resized to a thousand million pixels of which a few are kept: where the whole would be
 # larger than this, only the window is computed, by the same kernel in floating point.
@@ -89,8 +89,28 @@ def opencv(pixels: Pixels, placement: Placement, interpolation: Interpolation, a
         return _cropped(pixels, placement)
     if _is_ribbon(placement):
         return _rounded(separable(pixels, placement, interpolation, False))
-    resized = cv2.resize(pixels, placement.whole, interpolation=_OPENCV[interpolation])
-    return _cropped(np.asarray(resized, np.uint8), placement)
+    cv2 = _opencv()
+    flag = getattr(cv2, f"INTER_{_OPENCV[interpolation]}")
+    return _cropped(np.asarray(cv2.resize(pixels, placement.whole, interpolation=flag), np.uint8), placement)
+
+
+@cache
+def _opencv() -> Any:
+    """OpenCV, which is half as large as all other dependencies together, and so an extra."""
+    try:
+        cv2 = importlib.import_module("cv2")
+    except ImportError:
+        raise ModelLoadError(
+            "input.resampler = \"opencv\" needs OpenCV, which is not installed: pip install 'fovea[opencv]'"
+        ) from None
+    cv2.setNumThreads(1)  # the execution threads are the parallelism; a pool inside each would only fight over cores
+    return cv2
+
+
+def ready(resampler: str) -> None:
+    """Make sure that `resampler` can run. Raises ModelLoadError where its library is not installed."""
+    if resampler == "opencv":
+        _opencv()
 
 
 def tf(pixels: Pixels, placement: Placement, interpolation: Interpolation, antialias: bool) -> npt.NDArray[np.float32]:
@@ -219,11 +239,11 @@ _SIMD: dict[Interpolation, Any] = {
     "area": FilterType.box,
     "lanczos": FilterType.lanczos3,
 }
-_OPENCV: dict[Interpolation, int] = {
-    "nearest": cv2.INTER_NEAREST,
-    "bilinear": cv2.INTER_LINEAR,
-    "bicubic": cv2.INTER_CUBIC,
-    "area": cv2.INTER_AREA,
-    "lanczos": cv2.INTER_LANCZOS4,
+_OPENCV: dict[Interpolation, str] = {
+    "nearest": "NEAREST",
+    "bilinear": "LINEAR",
+    "bicubic": "CUBIC",
+    "area": "AREA",
+    "lanczos": "LANCZOS4",
 }
 EXACT: dict[str, ResampleFunction] = {"pil": pil, "opencv": opencv, "tf": tf}

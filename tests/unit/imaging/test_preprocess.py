@@ -1,5 +1,6 @@
 """The two steps an image goes through: what `inspect` refuses before a pixel exists, and what `prepare` writes."""
 
+import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -10,7 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.errors import ImageTooLarge, InvalidImage, MediaTypeMismatch, Outcome, UnsupportedMediaType
+from service.errors import (
+    ImageTooLarge,
+    InvalidImage,
+    MediaTypeMismatch,
+    ModelLoadError,
+    Outcome,
+    UnsupportedMediaType,
+)
+from service.imaging import resample
 from service.imaging.decode import DecodeBudget
 from service.imaging.preprocess import Preprocessor
 from service.imaging.spec import ImageLimits, InputSpec
@@ -432,3 +441,14 @@ def test_one_preprocessor_serves_many_threads_at_once() -> None:
     for thread in threads:
         thread.join(30)
     assert np.array_equal(together, np.stack(alone))
+
+
+def test_a_resampler_whose_library_is_not_installed_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    resample._opencv.cache_clear()
+    try:
+        with pytest.raises(ModelLoadError, match=r'resampler = "opencv".*pip install'):
+            images.preprocessor(images.spec(resampler="opencv", antialias=False))
+        images.preprocessor(images.spec())
+    finally:
+        resample._opencv.cache_clear()
