@@ -8,20 +8,29 @@ PORT ?= 8000
 MODEL_REPO ?= model_repo
 EXTRA ?= $(shell if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null 2>&1; then echo gpu; else echo cpu; fi)
 ARGS ?=
+SCENARIO ?= steady
+TARGET ?= cpu
+BUILD ?= docker build
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
 
 SERVE := .venv/.installed-$(EXTRA)
 DEV := .venv-dev/.installed
+LOAD := .venv-load/.installed
+REAL := .venv-real/.installed
+CHECKOV := .venv-checkov/.installed
 RECIPES := .venv-recipes/.installed
 BIN := .venv-dev/bin
+COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-header --quiet $(UPGRADE)
+UPGRADE ?= --upgrade
 
-# A virtual environment from a hashed lock file, with this package in it: $(call install,FOLDER,LOCK)
+# A virtual environment from hashed lock files, with this package in it: $(call install,FOLDER,LOCKS)
 define install
 	@if [ -z "$(PYTHON)" ]; then echo "Fovea needs Python 3.11 or newer on the PATH (or PYTHON=...)" >&2; exit 1; fi
 	rm -rf $(1)
 	$(PYTHON) -m venv $(1)
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes $(addprefix -r ,$(2))
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 endef
 
@@ -47,31 +56,70 @@ format: $(DEV)  ## Rewrite the code as ruff likes it
 bench: $(DEV)  ## Ceiling, served and their ratio, measured in one run (ARGS=--help for its options)
 	$(BIN)/python loadtests/bench.py $(ARGS)
 
+load: $(LOAD)  ## One load scenario, its SLO as exit code: SCENARIO=steady|ramp|spike|soak|mixed|open_loop
+	.venv-load/bin/python loadtests/load.py $(SCENARIO) $(ARGS)
+
+slo: $(LOAD)  ## The highest rate that keeps p99 under a bound, and the curve
+	.venv-load/bin/python loadtests/slo.py $(ARGS)
+
 accuracy: $(DEV)  ## The test sets of digits and fashion through HTTP, against their model cards
 	$(BIN)/python loadtests/accuracy.py $(ARGS)
 
 recipe: $(RECIPES)  ## Make a model of the repository again: NAME=imagenet|digits|fashion
 	.venv-recipes/bin/python model_repo/recipes/$(NAME).py $(ARGS)
 
+image:  ## Build the container image (TARGET=cpu|gpu|demo, BUILD=docker's or buildah's build command)
+	$(BUILD) --target $(TARGET) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) -t fovea:$(TARGET) .
+
+test-real: $(DEV) $(REAL) $(LOAD) $(CHECKOV)  ## The real thing: image, replicas, Prometheus, load (installs Debian packages; root)
+	tests/real/install.sh
+	PATH="$$PATH:$(CURDIR)/.venv-checkov/bin" .venv-real/bin/python -m pytest -p no:randomly --timeout 900 tests/real $(ARGS)
+
+sbom: $(SERVE) $(REAL)  ## CycloneDX bill of materials of the serving environment: build/sbom.cdx.json
+	mkdir -p build
+	.venv-real/bin/cyclonedx-py environment --pyproject pyproject.toml --validate --output-reproducible --of JSON \
+		-o build/sbom.cdx.json .venv/bin/python
+
+dashboard: $(REAL)  ## Write the Grafana dashboard and the PrometheusRule again from their sources
+	.venv-real/bin/python deploy/monitoring/dashboard.py
+	.venv-real/bin/python deploy/kubernetes/prometheusrule.py
+
 lock: $(DEV)  ## Resolve the dependencies again into requirements/*.txt
 	$(BIN)/python -m pip install --quiet uv
-	for extra in cpu gpu; do $(BIN)/uv pip compile pyproject.toml --extra $$extra --group build --universal \
-		--generate-hashes --no-header --quiet --upgrade -o requirements/$$extra.txt; done
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --group dev --universal \
-		--generate-hashes --no-header --quiet --upgrade -o requirements/dev.txt
+	for extra in cpu gpu; do $(COMPILE) --extra $$extra --extra tracing --group build -o requirements/$$extra.txt; done
+	echo opencv-python-headless | $(COMPILE:pyproject.toml=-) --no-deps -o requirements/opencv.txt
+	$(COMPILE) --extra cpu --extra opencv --extra tracing --group dev -o requirements/dev.txt
+	$(COMPILE) loadtests/requirements.in --extra cpu --group build -o requirements/load.txt
+	echo 'checkov>=3.2' | $(BIN)/uv pip compile - --generate-hashes --no-header --quiet $(UPGRADE) -o requirements/checkov.txt
+	$(COMPILE) tests/real/requirements.in --extra cpu --extra tracing --group dev -o requirements/real.txt
 
 shape: $(DEV)  ## The longest functions and the largest files: to look at
 	$(BIN)/python tests/support/shape.py
 
 clean:  ## Remove the virtual environments and what tools left behind
-	rm -rf .venv .venv-dev .venv-recipes .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-dev .venv-checkov .venv-load .venv-real .venv-recipes .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
-.venv/.installed-%: requirements/%.txt pyproject.toml
-	$(call install,.venv,$<)
+.venv/.installed-%: requirements/%.txt requirements/opencv.txt pyproject.toml
+	$(call install,.venv,$(filter %.txt,$^))
 	@touch $@
 
 $(DEV): requirements/dev.txt pyproject.toml
 	$(call install,.venv-dev,$<)
+	@touch $@
+
+$(LOAD): requirements/load.txt pyproject.toml
+	$(call install,.venv-load,$<)
+	@touch $@
+
+$(REAL): requirements/real.txt pyproject.toml
+	$(call install,.venv-real,$<)
+	@touch $@
+
+# Of its own, as it wants older versions of what pytest needs newer.
+$(CHECKOV): requirements/checkov.txt
+	rm -rf .venv-checkov
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 $(RECIPES): model_repo/recipes/requirements.txt
@@ -80,4 +128,4 @@ $(RECIPES): model_repo/recipes/requirements.txt
 	.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-.PHONY: help serve test check format bench accuracy recipe lock shape clean
+.PHONY: help serve test check format bench load slo accuracy image test-real sbom dashboard recipe lock shape clean
