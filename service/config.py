@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from service.errors import ConfigurationError
@@ -27,6 +27,22 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _prefix(path: str) -> str:
+    """A URL prefix without its final slash. Refuses what could be one of the service's own paths."""
+    path = path.rstrip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path):
+        raise ValueError("must be a path such as /vision")
+    if _OWN_PATHS.intersection(path.split("/")[1:2]):
+        raise ValueError("begins like a path of the service itself, so the two could not be told apart")
+    return path
+
+
+# First parts of our own paths
+_OWN_PATHS = frozenset(
+    {"api", "docs", "docs-assets", "livez", "metrics", "openapi.json", "readyz", "startupz", "static", "v1", "v2"}
+)
+
+Prefix = Annotated[str, AfterValidator(_prefix)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 
@@ -40,7 +56,9 @@ class ServerSettings(_Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one and logs it.")
-    root_path: str = Field("", description="Prefix under which a proxy publishes the service, like /vision.")
+    root_path: Prefix = Field(
+        "", description="Prefix under which a proxy publishes the service, like /vision; taken off or passed on."
+    )
     cors_origins: Names = Field((), description="Origins that browsers may call from; none by default.")
     drain_delay_s: float = Field(
         5.0, ge=0, description="Seconds between SIGTERM and closing the listener: load balancers notice in them."

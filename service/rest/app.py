@@ -45,7 +45,7 @@ def create_app(server: InferenceServer) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
-    return RequestLayer(app, settings.log, lambda: server.is_draining)
+    return RequestLayer(app, settings, lambda: server.is_draining)
 
 
 def _document_classify(app: FastAPI) -> None:

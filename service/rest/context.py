@@ -32,10 +32,18 @@ class RequestContext:
         self.fields.update(fields)
 
 
+def published(scope: Scope, root_path: str) -> Scope:
+    """`scope` as ASGI has it under a prefix: `path` begins with it, whether the proxy took it off or passed it on."""
+    path: str = scope["path"]
+    if not path.startswith(f"{root_path}/"):
+        path = root_path + path
+    return {**scope, "root_path": root_path, "path": path}
+
+
 def route_path(scope: Scope) -> str:
     """The path as our routes name it: without the prefix under which a proxy publishes the service."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "").rstrip("/"))
+    return path.removeprefix(scope["root_path"])
 
 
 def context_of(scope: Scope) -> RequestContext:

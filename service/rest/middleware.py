@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.config import LogSettings
+from service.config import Settings
 from service.logs import request_id_var
-from service.rest.context import RequestContext, route_path
+from service.rest.context import RequestContext, published, route_path
 
 logger = logging.getLogger("fovea.access")
 
@@ -23,17 +23,19 @@ _SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff")]
 class RequestLayer:
     """See the module. `is_draining` is asked when an answer starts."""
 
-    def __init__(self, app: ASGIApp, settings: LogSettings, is_draining: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, is_draining: Callable[[], bool]) -> None:
         self._app = app
-        self._slow_seconds = settings.slow_ms / 1000.0
-        self._sample = settings.success_sample
+        self._slow_seconds = settings.log.slow_ms / 1000.0
+        self._sample = settings.log.success_sample
         self._is_draining = is_draining
+        self._root_path = settings.server.root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         context = RequestContext(scope["headers"])
+        scope = published(scope, self._root_path)
         scope["fovea"] = context
         token = request_id_var.set(context.request_id)
         status = 0
@@ -48,15 +50,16 @@ class RequestLayer:
                 message["headers"] = headers
             await send(message)
 
-        # HEAD is answered as GET; uvicorn, which sees its own scope, leaves the body out
-        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        method = scope["method"]
+        if method == "HEAD":  # is answered as GET; uvicorn, which sees a scope of its own, leaves the body out
+            scope["method"] = "GET"
         try:
-            await self._app(asked, receive, send_with_headers)
+            await self._app(scope, receive, send_with_headers)
         finally:
-            self._log(scope, context, status)
+            self._log(method, scope, context, status)
             request_id_var.reset(token)
 
-    def _log(self, scope: Scope, context: RequestContext, status: int) -> None:
+    def _log(self, method: str, scope: Scope, context: RequestContext, status: int) -> None:
         seconds = time.monotonic() - context.started_at
         failed = status >= 400 or status == 0
         slow = seconds >= self._slow_seconds
@@ -67,7 +70,7 @@ class RequestLayer:
             return
         client = scope.get("client")
         fields = {
-            "method": scope["method"],
+            "method": method,
             "path": scope["path"][:512],
             "status": status,
             "duration_ms": round(seconds * 1000.0, 3),

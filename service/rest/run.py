@@ -98,7 +98,6 @@ def _uvicorn_config(settings: Settings, server: InferenceServer) -> uvicorn.Conf
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        root_path=settings.server.root_path,
         backlog=settings.server.backlog,
         timeout_keep_alive=int(settings.server.keep_alive_s),
         timeout_graceful_shutdown=int(settings.server.grace_s),

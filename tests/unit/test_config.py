@@ -57,7 +57,7 @@ def test_each_source_alone_is_enough(file: Path) -> None:
 
 @pytest.mark.parametrize(("section", "name"), [(section, name) for section, name, _ in fields()])
 def test_every_setting_is_read_from_the_environment_under_its_name(section: str, name: str) -> None:
-    value = {"level": "error", "success_sample": "0.5"}.get(name, "7")
+    value = {"level": "error", "success_sample": "0.5", "root_path": "/7"}.get(name, "7")
     loaded = getattr(load(None, {f"FOVEA_{section}__{name}".upper(): value}), section)
     assert getattr(loaded, name) != getattr(getattr(Settings(), section), name)
 
@@ -232,6 +232,28 @@ def test_types_are_said_as_a_person_would(section: str, name: str, said: str) ->
     assert type_name(field.annotation) == said
 
 
+# The prefix
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("", ""), ("/", ""), ("/vision", "/vision"), ("/vision/", "/vision"), ("/a.b/c-d", "/a.b/c-d")]
+)
+def test_a_prefix_is_kept_without_its_final_slash(given: str, kept: str) -> None:
+    assert load({("server", "root_path"): given}).server.root_path == kept
+
+
+@pytest.mark.parametrize("given", ["vision", "/two words", "//vision", "/vision?x=1", "https://host/vision"])
+def test_what_is_no_prefix_is_refused(given: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--server\.root-path: .*must be a path such as /vision"):
+        load({("server", "root_path"): given})
+
+
+@pytest.mark.parametrize("given", ["/api", "/v2/", "/docs", "/static/vision"])
+def test_a_prefix_that_could_be_one_of_our_own_paths_is_refused(given: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--server\.root-path: .*could not be told apart"):
+        load({("server", "root_path"): given})
+
+
 # Printing
 
 
@@ -267,7 +289,7 @@ words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=",\0
         }
     )
 )
-@example(changes={"server": {"root_path": 'a"b\\c'}, "repository": {"path": Path("K\u00e4se 'n' \U0001f408")}})
+@example(changes={"server": {"host": 'a"b\\c'}, "repository": {"path": Path("K\u00e4se 'n' \U0001f408")}})
 @settings(max_examples=100, deadline=None)
 def test_whatever_is_set_comes_back_from_what_is_printed(
     changes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
