@@ -4,6 +4,7 @@ They are immutable, know no protocol, and hold no behaviour beyond small convers
 Moments are `time.monotonic()` seconds and end in `_at`; durations are `_seconds`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,6 +57,16 @@ class ImageInfo(NamedTuple):
     format: str
     width: int
     height: int
+
+
+class Stage(NamedTuple):
+    """One stage of a request, for its trace: from `started_at` to `ended_at`, with the stages inside it."""
+
+    name: str
+    started_at: float
+    ended_at: float
+    attributes: Mapping[str, str | int | float] | None = None
+    inner: "tuple[Stage, ...]" = ()
 
 
 class Timings(NamedTuple):

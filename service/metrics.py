@@ -152,6 +152,7 @@ class Metrics:
         )
         self.repository_errors = counter("fovea_repository_errors", "Looks at the repository that did not work.")
         self.log_dropped = gauge("fovea_log_lines_dropped", "Log lines lost to a stalled reader of stdout.")
+        self.spans_lost = gauge("fovea_trace_spans_lost", "Spans of traces that no collector took.")
         gauge("fovea_build_info", "The running build.", ["version"]).labels(version).set(1)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)

@@ -30,7 +30,7 @@ from service.imaging.preprocess import InspectedImage, Preprocessor
 from service.imaging.spec import ImageLimits, InputSpec
 from service.lane import ExecutionThreads, FusedLane, Lane
 from service.manifest import ModelSpec
-from service.messages import Classification, ImagePayload, Prediction, Timings
+from service.messages import Classification, ImagePayload, Prediction, Stage, Timings
 from service.metrics import Metrics, ModelMetrics
 from service.tasks import TASKS, Task
 from service.tasks.base import Scores
@@ -54,8 +54,11 @@ class Answer(NamedTuple):
     """What an execution thread hands back for one entry."""
 
     predictions: tuple[Prediction, ...]
+    decode_at: float
     decode_seconds: float
+    infer_at: float
     infer_seconds: float
+    batch_size: int
 
 
 ImageEntry = Entry[ImageItem, Answer]
@@ -93,6 +96,20 @@ class LoadedParts:
     preprocessor: Preprocessor | None
     sha256: str
     instances: int
+
+
+def stages_of(entry: ImageEntry, ended_at: float) -> tuple[Stage, ...]:
+    """What an image went through, as far as it came before `ended_at`."""
+    if entry.dispatched_at is None:
+        return (Stage("queue", entry.queued_at, ended_at),)
+    queue = Stage("queue", entry.queued_at, entry.dispatched_at)
+    answer = entry.answer
+    if answer is None:
+        return queue, Stage("batch", entry.dispatched_at, ended_at)
+    decode = Stage("decode", answer.decode_at, answer.decode_at + answer.decode_seconds)
+    infer = Stage("infer", answer.infer_at, answer.infer_at + answer.infer_seconds)
+    size = {"fovea.batch_size": answer.batch_size}
+    return queue, Stage("batch", entry.dispatched_at, infer.ended_at, size, (decode, infer))
 
 
 def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
@@ -257,9 +274,9 @@ class LoadedModel:
         preprocessor, spec = self._parts.preprocessor, self._parts.spec.input
         assert preprocessor is not None and spec is not None
         rows = np.empty((len(batch), *spec.shape), spec.dtype)
-        good: list[tuple[ImageEntry, float]] = []
+        good: list[tuple[ImageEntry, float, float]] = []
         for entry in batch:
-            started_at = time.perf_counter()
+            decode_at = time.monotonic()
             try:
                 preprocessor.prepare(entry.item.image, rows[len(good)])
             except FoveaError as error:
@@ -272,21 +289,22 @@ class LoadedModel:
                 logger.exception("preprocessing_failed")
                 entry.reject(InternalError("Preprocessing failed: this is a bug"))
                 continue
-            good.append((entry, time.perf_counter() - started_at))
+            good.append((entry, decode_at, time.monotonic() - decode_at))
         if not good:
             return 0.0, []
-        run_at = time.perf_counter()
+        infer_at = time.monotonic()
         outputs = self._parts.engine.run({spec.tensor: rows[: len(good)]})
         raw = _checked_rows(outputs[self._output_index], len(good))
-        finish_at = time.perf_counter()
+        finish_at = time.monotonic()
         answers = []
-        for (entry, decode_seconds), scores in zip(good, self._scores_of_each(raw), strict=True):
+        for (entry, decode_at, decode_seconds), scores in zip(good, self._scores_of_each(raw), strict=True):
             if isinstance(scores, EngineFailed):
                 entry.reject(scores)
                 continue
             predictions = self._parts.task.predictions(scores, entry.item.top_k, entry.item.threshold)
-            answers.append((entry, Answer(predictions, decode_seconds, finish_at - run_at)))
-        return time.perf_counter() - finish_at, answers
+            seconds = finish_at - infer_at
+            answers.append((entry, Answer(predictions, decode_at, decode_seconds, infer_at, seconds, len(good))))
+        return time.monotonic() - finish_at, answers
 
     def _scores_of_each(self, raw: npt.NDArray[Any]) -> Sequence[Scores | EngineFailed]:
         """A row of scores for each image; an image whose output is no answer has its own fault, its mates none."""

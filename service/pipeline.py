@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from service.admission import Admission, Slot
 from service.batching.request_queue import Entry
 from service.errors import DeadlineExceeded, FoveaError, InvalidImage, Outcome, Overloaded, UnsupportedMediaType
-from service.messages import Classification, ImagePayload, InferenceRequest, InferenceResult, ModelRef, Timings
+from service.messages import Classification, ImagePayload, InferenceRequest, InferenceResult, ModelRef, Stage, Timings
 from service.metrics import Metrics
-from service.model import Answer, ImageItem, LoadedModel
+from service.model import Answer, ImageItem, LoadedModel, stages_of
 from service.repository.manager import ModelRepository
 
 _IMAGE_FAULTS = (InvalidImage, UnsupportedMediaType)
@@ -25,7 +25,7 @@ _IMAGE_FAULTS = (InvalidImage, UnsupportedMediaType)
 class Ticket:
     """One request from its first byte to its answer: what it holds of the bounds, and what is recorded of it."""
 
-    __slots__ = ("phase", "protocol", "received_at", "ref", "result", "slot", "started_at", "version")
+    __slots__ = ("images", "phase", "protocol", "received_at", "ref", "slot", "started_at", "version")
 
     def __init__(self, protocol: str, ref: ModelRef) -> None:
         self.protocol = protocol
@@ -35,7 +35,7 @@ class Ticket:
         self.received_at: float | None = None
         self.version: int | None = None
         self.phase = "receive"
-        self.result: InferenceResult | None = None
+        self.images: Sequence[Entry[ImageItem, Answer] | FoveaError] = ()
 
     def grow(self, nbytes: int) -> None:
         """Account for body bytes as they arrive. Raises Overloaded."""
@@ -46,6 +46,13 @@ class Ticket:
         """The whole body is here: the stage `receive` ends."""
         self.received_at = time.monotonic()
         self.phase = "queue"
+
+    def stages(self, ended_at: float) -> Iterator[Stage]:
+        """What the request went through, for its trace."""
+        yield Stage("receive", self.started_at, self.received_at or ended_at)
+        for place in self.images:
+            if isinstance(place, Entry):
+                yield from stages_of(place, ended_at)
 
 
 class Pipeline:
@@ -80,7 +87,7 @@ class Pipeline:
         """
         with self._repository.lease(request.ref) as (version, model):
             ticket.version = version
-            places: list[Entry[ImageItem, Answer] | FoveaError] = []
+            ticket.images = places = []
             try:
                 async with asyncio.timeout_at(request.deadline_at):
                     for image in request.images:
@@ -95,8 +102,7 @@ class Pipeline:
                 self._metrics.images_rejected.labels(model.name, error.code).inc()
             if refused and len(items) == 1:
                 raise refused[0]
-            ticket.result = InferenceResult(model.name, version, tuple(items), _slowest(items))
-            return ticket.result
+            return InferenceResult(model.name, version, tuple(items), _slowest(items))
 
     def _record(self, ticket: Ticket, outcome: Outcome) -> None:
         model = self._metrics.model_label(ticket.ref.name)

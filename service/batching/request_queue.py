@@ -34,6 +34,11 @@ class Entry(Generic[ItemT, ResultT]):
         """Done, and not by its caller's leaving (awaiting a future and being cancelled cancels the future too)."""
         return self.future.done() and not self.future.cancelled()
 
+    @property
+    def answer(self) -> ResultT | None:
+        """The result; None where there is none, or not yet."""
+        return self.future.result() if self.is_answered and self.future.exception() is None else None
+
     def resolve(self, result: ResultT) -> None:
         if not self.future.done():
             self.future.set_result(result)

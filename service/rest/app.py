@@ -1,6 +1,6 @@
 """The FastAPI application: routers, error tables and middleware around one InferenceServer. No handlers here."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -11,6 +11,9 @@ from service.rest.classify import ClassifyRoute
 from service.rest.middleware import RequestLayer
 from service.rest.schemas import ClassifyBody, ClassifyOut, ProblemOut
 from service.server import InferenceServer
+
+if TYPE_CHECKING:
+    from service.tracing.otlp import Tracing
 
 _DESCRIPTION = "Photographs in, ranked labels out: batching image classification on ONNX Runtime."
 
@@ -24,6 +27,7 @@ def create_api(server: InferenceServer) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours begin further out, before FastAPI
     )
     errors.install(app)
     app.include_router(probes.build_router(server))
@@ -33,7 +37,7 @@ def create_api(server: InferenceServer) -> FastAPI:
     return app
 
 
-def create_app(server: InferenceServer) -> ASGIApp:
+def create_app(server: InferenceServer, tracing: "Tracing | None" = None) -> ASGIApp:
     """What uvicorn serves: the request layer, then the classify route, then FastAPI for everything else."""
     app: ASGIApp = ClassifyRoute(create_api(server), server)
     settings = server.settings
@@ -45,7 +49,7 @@ def create_app(server: InferenceServer) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
-    return RequestLayer(app, settings, lambda: server.is_draining)
+    return RequestLayer(app, settings, lambda: server.is_draining, tracing)
 
 
 def _document_classify(app: FastAPI) -> None:

@@ -25,6 +25,8 @@ from service.rest.schemas import DEFAULT_TOP_K, ClassifyBody, ClassifyOut, Class
 from service.server import InferenceServer
 
 _PATH = re.compile(r"/api/v1/models/([^/]+)(?:/versions/([^/]+))?/classify")
+_ROUTE = "/api/v1/models/{model}/classify"
+_ROUTE_OF_VERSION = "/api/v1/models/{model}/versions/{version}/classify"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -61,9 +63,11 @@ class ClassifyRoute:
     async def _answer(self, request: Request, model: str, version: str | None) -> Response:
         context = context_of(request.scope)
         context.note(model=model)
+        context.route = _ROUTE if version is None else _ROUTE_OF_VERSION
         ref = ModelRef(model, None if version is None else _version(model, version))
         options = _options(request.scope["query_string"])
-        with self._pipeline.admit("native", ref) as ticket:
+        with self._pipeline.admit("native", ref) as context.ticket:
+            ticket = context.ticket
             wanted = await self._read(request, ref, options, ticket)
             result = await _unless_disconnected(request.receive, self._pipeline.classify(wanted, ticket))
             answer = classify_answer(result, wanted, ticket, context.request_id)
@@ -198,10 +202,10 @@ def openapi_paths() -> dict[str, Any]:
         for name, schema in ClassifyQuery.model_json_schema()["properties"].items()
     ]
     return {
-        "/api/v1/models/{model}/classify": _operation(
+        _ROUTE: _operation(
             "classify", "Classify images", "Ranked labels, by the model's default version.", [model, *query]
         ),
-        "/api/v1/models/{model}/versions/{version}/classify": _operation(
+        _ROUTE_OF_VERSION: _operation(
             "classify_version",
             "Classify images with one version",
             "Ranked labels, by one version of the model.",

@@ -7,25 +7,32 @@ from typing import Any, cast
 
 from starlette.types import Scope
 
+from service.pipeline import Ticket
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class RequestContext:
-    """Made by the middleware; handlers `note` what the log line should hold."""
+    """Made by the middleware. Handlers `note` what the log line should hold; `route` and `ticket` are for the trace."""
 
-    __slots__ = ("fields", "request_id", "started_at", "traceparent")
+    __slots__ = ("fields", "request_id", "route", "started_at", "ticket", "traceparent", "tracestate")
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.started_at = time.monotonic()
         self.request_id = ""
         self.traceparent: str | None = None
+        self.tracestate: str | None = None
+        self.route: str | None = None
+        self.ticket: Ticket | None = None
         self.fields: dict[str, Any] = {}
         for name, value in headers:
             if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
                 self.request_id = value.decode("ascii")
             elif name == b"traceparent" and _TRACEPARENT.fullmatch(value):
                 self.traceparent = value.decode("ascii")
+            elif name == b"tracestate":
+                self.tracestate = value.decode("latin-1")
         self.request_id = self.request_id or secrets.token_hex(16)
 
     def note(self, **fields: Any) -> None:

@@ -1,4 +1,4 @@
-"""One pure ASGI layer around the app: request ids, the log line, and `Connection: close` while draining.
+"""One pure ASGI layer around the app: request ids, the log line, the trace, and `Connection: close` while draining.
 
 Pure ASGI because Starlette's BaseHTTPMiddleware hides a client's disconnect from the handler.
 """
@@ -7,12 +7,16 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.config import Settings
 from service.logs import request_id_var
 from service.rest.context import RequestContext, published, route_path
+
+if TYPE_CHECKING:
+    from service.tracing.otlp import RequestTrace, Tracing
 
 logger = logging.getLogger("fovea.access")
 
@@ -23,8 +27,11 @@ _SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff")]
 class RequestLayer:
     """See the module. `is_draining` is asked when an answer starts."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, is_draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, is_draining: Callable[[], bool], tracing: "Tracing | None" = None
+    ) -> None:
         self._app = app
+        self._tracing = tracing
         self._slow_seconds = settings.log.slow_ms / 1000.0
         self._sample = settings.log.success_sample
         self._is_draining = is_draining
@@ -38,6 +45,7 @@ class RequestLayer:
         scope = published(scope, self._root_path)
         scope["fovea"] = context
         token = request_id_var.set(context.request_id)
+        trace = self._begin_trace(scope, context)
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -45,6 +53,8 @@ class RequestLayer:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", context.request_id.encode()), *_SECURITY_HEADERS]
+                if trace is not None:
+                    headers.append((b"traceparent", trace.traceparent.encode()))
                 if self._is_draining():
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
@@ -57,7 +67,19 @@ class RequestLayer:
             await self._app(scope, receive, send_with_headers)
         finally:
             self._log(method, scope, context, status)
+            if trace is not None and trace.is_recording:
+                _end_trace(trace, method, scope, context, status)
             request_id_var.reset(token)
+
+    def _begin_trace(self, scope: Scope, context: RequestContext) -> "RequestTrace | None":
+        if self._tracing is None or route_path(scope) in _QUIET:
+            return None
+        given = {"traceparent": context.traceparent, "tracestate": context.tracestate}
+        trace = self._tracing.begin(
+            scope["method"], {name: value for name, value in given.items() if value}, context.started_at
+        )
+        context.traceparent = trace.traceparent
+        return trace
 
     def _log(self, method: str, scope: Scope, context: RequestContext, status: int) -> None:
         seconds = time.monotonic() - context.started_at
@@ -82,3 +104,17 @@ class RequestLayer:
 
     def _is_sampled(self) -> bool:
         return self._sample >= 1.0 or random.random() < self._sample  # noqa: S311  # which lines are kept is no secret
+
+
+def _end_trace(trace: "RequestTrace", method: str, scope: Scope, context: RequestContext, status: int) -> None:
+    """Names and attributes by OpenTelemetry's conventions for HTTP servers; ours begin with `fovea.`."""
+    route = context.route or getattr(scope.get("route"), "path", None)
+    attributes = {"http.request.method": method, "url.path": scope["path"][:512], "http.response.status_code": status}
+    if route:
+        attributes["http.route"] = route
+    fields = {"request_id": context.request_id} | context.fields
+    attributes |= {
+        f"fovea.{name}": fields[name] for name in ("request_id", "model", "version", "images", "code") if name in fields
+    }
+    stages = context.ticket.stages(time.monotonic()) if context.ticket else ()
+    trace.end(f"{method} {route}" if route else method, attributes, stages, failed=status >= 500 or status == 0)

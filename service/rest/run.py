@@ -16,9 +16,11 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from service import __version__, logs
 from service.config import ServerSettings, Settings
@@ -26,6 +28,10 @@ from service.errors import ConfigurationError
 from service.rest.app import create_app
 from service.rest.connection import Connection, HttpServer
 from service.server import InferenceServer
+from service.tracing import from_environment
+
+if TYPE_CHECKING:
+    from service.tracing.otlp import Tracing
 
 logger = logging.getLogger("fovea")
 
@@ -37,9 +43,12 @@ def serve(settings: Settings) -> int:
     """Serve until a signal; returns the exit code. Raises ConfigurationError before anything has started."""
     listener = bind(settings.server)
     writer = logs.configure(settings.log.level)
+    tracing = from_environment(os.environ, __version__)
     try:
-        return uvloop.run(_serve(settings, listener, writer))
+        return uvloop.run(_serve(settings, listener, writer, tracing))
     finally:
+        if tracing is not None:
+            tracing.close()
         writer.flush()
 
 
@@ -57,10 +66,14 @@ def bind(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-async def _serve(settings: Settings, listener: socket.socket, writer: logs.LineWriter) -> int:
+async def _serve(
+    settings: Settings, listener: socket.socket, writer: logs.LineWriter, tracing: "Tracing | None"
+) -> int:
     server = InferenceServer(settings, __version__)
     server.metrics.log_dropped.set_function(lambda: writer.dropped)
-    http = HttpServer(_uvicorn_config(settings, server), listener=listener)
+    if tracing is not None:
+        server.metrics.spans_lost.set_function(lambda: tracing.lost)
+    http = HttpServer(_uvicorn_config(settings, create_app(server, tracing)), listener=listener)
     stop = _StopSignal(asyncio.get_running_loop())
     host, port = listener.getsockname()[:2]
     logger.info("listening", extra={"host": host, "port": port, "version": __version__, "pid": os.getpid()})
@@ -87,9 +100,9 @@ async def _serve(settings: Settings, listener: socket.socket, writer: logs.LineW
     return 1 if failed is not None else 0
 
 
-def _uvicorn_config(settings: Settings, server: InferenceServer) -> uvicorn.Config:
+def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(server),
+        app,
         http=Connection,
         ws="none",
         lifespan="off",

@@ -25,8 +25,8 @@ Line = dict[str, Any]
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without any setting of Fovea, and with `extra`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FOVEA_")}
+    """This process's environment without any setting of Fovea or OpenTelemetry, and with `extra`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FOVEA_", "OTEL_"))}
     return kept | dict(extra or {})
 
 
