@@ -6,28 +6,33 @@
 #
 # Every stage has the same base, so the virtual environment of a build stage fits the final one.
 ARG BASE=python:3.11-slim-bookworm
+# opencv: with it, for models whose manifest says resampler = "opencv"; 160 MB.
+ARG WITH=""
 
 # --- Build: an environment from a hashed lock, in wheels only, so no compiler is needed even here ---
 FROM ${BASE} AS build
 WORKDIR /src
 RUN ["python", "-m", "venv", "--without-pip", "/opt/fovea"]
-COPY pyproject.toml README.md LICENSE ./
 COPY requirements requirements
 
 # Dependencies first: a change of the service reuses their layer. The lock holds setuptools to build the service; it goes
 # afterwards. Bytecode is made here (a read-only root would compile at every start), of all but what no server imports, and
 # trusted as it is (unchecked-hash): an image is never edited.
 FROM build AS build-cpu
-RUN ["python", "-m", "pip", "--python", "/opt/fovea/bin/python", "install", "--no-cache-dir", "--no-compile", \
-     "--only-binary", ":all:", "--require-hashes", "-r", "requirements/cpu.txt"]
+ARG WITH
+RUN python -m pip --python /opt/fovea/bin/python install --no-cache-dir --no-compile --only-binary :all: --require-hashes \
+    -r requirements/cpu.txt ${WITH:+-r "requirements/$WITH.txt"}
+COPY pyproject.toml README.md LICENSE ./
 COPY service service
 RUN python -m pip --python /opt/fovea/bin/python install --no-cache-dir --no-compile --no-deps --no-build-isolation . \
  && python -m pip --python /opt/fovea/bin/python uninstall --yes setuptools \
  && python -m compileall -q -j 0 --invalidation-mode unchecked-hash -x '/(tests|transformers|tools|f2py|distutils)/' /opt/fovea/lib
 
 FROM build AS build-gpu
-RUN ["python", "-m", "pip", "--python", "/opt/fovea/bin/python", "install", "--no-cache-dir", "--no-compile", \
-     "--only-binary", ":all:", "--require-hashes", "-r", "requirements/gpu.txt"]
+ARG WITH
+RUN python -m pip --python /opt/fovea/bin/python install --no-cache-dir --no-compile --only-binary :all: --require-hashes \
+    -r requirements/gpu.txt ${WITH:+-r "requirements/$WITH.txt"}
+COPY pyproject.toml README.md LICENSE ./
 COPY service service
 RUN python -m pip --python /opt/fovea/bin/python install --no-cache-dir --no-compile --no-deps --no-build-isolation . \
  && python -m pip --python /opt/fovea/bin/python uninstall --yes setuptools \
@@ -40,8 +45,10 @@ LABEL org.opencontainers.image.title="Fovea" \
       org.opencontainers.image.licenses="Apache-2.0"
 # The base's installers have no place in a server.
 RUN ["python", "-m", "pip", "uninstall", "--yes", "--root-user-action", "ignore", "wheel", "setuptools", "pip"]
-# Settings as environment, so that flags and `-e FOVEA_...` both override them.
+# Settings as environment, so that flags and `-e FOVEA_...` both override them. ONNX Runtime reports to its maker, from its
+# import on, unless it is told not to here.
 ENV PATH=/opt/fovea/bin:$PATH \
+    ORT_DISABLE_TELEMETRY=1 \
     FOVEA_SERVER__HOST=0.0.0.0 \
     FOVEA_SERVER__PORT=8000 \
     FOVEA_REPOSITORY__PATH=/models
@@ -57,13 +64,13 @@ ENTRYPOINT ["fovea", "serve"]
 # base ships none.
 FROM runtime AS serving-gpu
 COPY --from=build-gpu /opt/fovea /opt/fovea
-RUN ["python", "-c", "import service.rest.run, service.workbench.check, service.workbench.classify"]
+RUN ["python", "-c", "import service.rest.run, service.tracing.otlp, service.workbench.check, service.workbench.classify"]
 ENV PYTHONDONTWRITEBYTECODE=1 NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 
 FROM runtime AS serving-cpu
 COPY --from=build-cpu /opt/fovea /opt/fovea
-RUN ["python", "-c", "import service.rest.run, service.workbench.check, service.workbench.classify"]
+RUN ["python", "-c", "import service.rest.run, service.tracing.otlp, service.workbench.check, service.workbench.classify"]
 ENV PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 

@@ -32,13 +32,13 @@ def _prefix(path: str) -> str:
     path = path.rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path):
         raise ValueError("must be a path such as /vision")
-    if _OWN_PATHS.intersection(path.split("/")[1:2]):
+    if OWN_PATHS.intersection(path.split("/")[1:2]):
         raise ValueError("begins like a path of the service itself, so the two could not be told apart")
     return path
 
 
 # First parts of our own paths
-_OWN_PATHS = frozenset(
+OWN_PATHS = frozenset(
     {"api", "docs", "docs-assets", "livez", "metrics", "openapi.json", "readyz", "startupz", "static", "v1", "v2"}
 )
 

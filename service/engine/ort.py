@@ -5,9 +5,12 @@ Owns session options and which provider is really in use. Knows no preprocessing
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports from its import on
 
 import onnxruntime as ort
 

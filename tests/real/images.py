@@ -18,7 +18,11 @@ from tests.support.server_process import PROJECT, poll
 PORT = 8000  # inside the container
 
 # What a careful cluster grants: no capability, nothing writable but /tmp, and a bound on everything.
-HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+# (Without --read-only-tmpfs=false, podman's --read-only leaves /run and /var/tmp writable.)
+HARDENED = (
+    *("--read-only", "--read-only-tmpfs=false", "--tmpfs", "/tmp"),
+    *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+)
 
 
 def run(*command: str | Path, timeout_seconds: float = 60.0, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -31,11 +35,12 @@ def run(*command: str | Path, timeout_seconds: float = 60.0, check: bool = True)
 
 
 @cache
-def built_image(target: str = "demo") -> str:
-    """Build a target of the Dockerfile, once; layers of earlier builds are reused. Returns `localhost/fovea:TARGET`."""
-    name = f"localhost/fovea:{target}"
+def built_image(target: str = "demo", extra: str = "") -> str:
+    """Build a target of the Dockerfile, once; layers of earlier builds are reused. Returns the image's name."""
+    name = f"localhost/fovea:{target}" + (f"-{extra}" if extra else "")
     options = ("--format", "docker", "--isolation", "chroot", "--pull-never", "--layers", "--quiet")
-    run("buildah", "bud", *options, "--target", target, "-t", name, PROJECT, timeout_seconds=900.0)
+    wanted = ("--target", target, "--build-arg", f"WITH={extra}", "-t", name)
+    run("buildah", "bud", *options, *wanted, PROJECT, timeout_seconds=900.0)
     return name
 
 

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.real.images import Container, built_image, config, mounted_root, run, run_container
+from tests.support import bodies, raw_http
 from tests.support.photos import photo
 from tests.support.server_process import MODEL_REPO, PROJECT, poll
 
@@ -114,6 +116,12 @@ class TestService:
         scores = [prediction["score"] for prediction in predictions]
         assert scores == sorted(scores, reverse=True)
 
+    def test_every_line_it_writes_is_json(self, demo: Container) -> None:
+        """No library writes past the log; ONNX Runtime does where its telemetry may start and finds no home."""
+        lines = demo.logs.splitlines()
+        assert len(lines) >= 5
+        assert [line for line in lines if not line.startswith("{")] == []
+
     def test_process_has_no_rights_to_lose(self, demo: Container) -> None:
         status = demo.python("print(open('/proc/1/status').read())").splitlines()
         facts = {name: value.split() for name, _, value in (line.partition(":") for line in status)}
@@ -149,6 +157,31 @@ class TestService:
             assert container.is_running
         with run_container(built_image("demo"), options=options) as container:
             poll(container.is_healthy, "healthy on another port", 20.0)
+
+
+class TestOpenCV:
+    """Its arithmetic is for models that were trained with it: built in by `--build-arg WITH=opencv`, else asked for."""
+
+    @pytest.fixture
+    def models(self, tmp_path: Path) -> Path:
+        manifest = bodies.COLOR_MANIFEST + 'resampler = "opencv"\n'
+        bodies.write_model(tmp_path / "colors", bodies.mean_color_model(), manifest=manifest, labels=bodies.COLORS)
+        tmp_path.chmod(0o755)  # the image's user must be able to read it
+        return tmp_path
+
+    def test_image_without_it_says_what_the_model_needs(self, models: Path) -> None:
+        with run_container(built_image("cpu"), models=models) as container:
+            poll(lambda: "fovea[opencv]" in container.logs, "the remedy is named")
+            assert not container.is_ready()
+
+    def test_image_with_it_serves_the_model(self, models: Path) -> None:
+        image = Image.new("RGB", (40, 30), "red")
+        with run_container(built_image("cpu", "opencv"), models=models) as container:
+            container.wait_until_ready()
+            headers = {"Content-Type": bodies.PNG}
+            request = raw_http.request("POST", "/api/v1/models/colors/classify", headers, bodies.encoded(image))
+            (result,) = raw_http.exchange(container.port, request).json()["results"]
+        assert result["predictions"][0]["label"] == "red"
 
 
 class TestStop:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from service.config import OWN_PATHS
 from tests.real import images, nginx
 from tests.support import bodies, raw_http
 from tests.support.server_process import PROJECT
@@ -241,8 +242,16 @@ class TestTheDeployment:
 
     def test_ingress_and_service_know_the_same_prefix(self, everything: Path) -> None:
         made = {each["kind"]: each for each in resources(everything)}
-        path = made["Ingress"]["spec"]["rules"][0]["http"]["paths"][0]["path"]
-        assert path.startswith(made["ConfigMap"]["data"]["FOVEA_SERVER__ROOT_PATH"] + "(/|$)")
+        prefix = made["ConfigMap"]["data"]["FOVEA_SERVER__ROOT_PATH"]
+        paths = [each["path"] for each in made["Ingress"]["spec"]["rules"][0]["http"]["paths"]]
+        assert [path for path in paths if not path.startswith(f"{prefix}/")] == []
+
+    def test_ingress_publishes_what_is_for_clients_and_nothing_for_the_cluster(self, everything: Path) -> None:
+        """By the first part of every path that the service has."""
+        (ingress,) = [each for each in resources(everything) if each["kind"] == "Ingress"]
+        paths = [each["path"] for each in ingress["spec"]["rules"][0]["http"]["paths"]]
+        public = {path.removeprefix("/vision/") for path in paths}
+        assert public == (OWN_PATHS | {""}) - {"metrics", "livez", "startupz"}  # "": the page
 
 
 class TestScalingMetric:

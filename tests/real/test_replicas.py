@@ -18,7 +18,7 @@ from tests.real.nginx import NginxProcess, free_port
 from tests.support import bodies, raw_http
 from tests.support.answers import problem_of
 from tests.support.raw_http import Connection, IncompleteAnswer, RawAnswer
-from tests.support.server_process import MODEL_REPO, ServerProcess, poll
+from tests.support.server_process import MODEL_REPO, ServerProcess
 
 pytestmark = pytest.mark.skipif(nginx.COMMAND is None, reason="no nginx: apt-get install nginx-light")
 
@@ -263,23 +263,29 @@ class TestWhatThePassingChanges:
         assert raw_http.exchange(proxy.port, raw_http.request("GET", "/metrics"), method="GET").status_code == 404
 
 
-def test_prefix_is_taken_off_by_nginx_and_known_to_the_service(
-    ports: tuple[int, int], processes: ExitStack, tmp_path: Path
+@pytest.mark.parametrize("target", ["http://fovea;", "http://fovea/;"], ids=["passed_on", "taken_off"])
+def test_prefix_is_known_to_the_service_whatever_nginx_does_with_it(
+    target: str, ports: tuple[int, int], processes: ExitStack, tmp_path: Path
 ) -> None:
     for port in ports:
         processes.enter_context(start(MODEL_REPO, port, "--server.root-path", "/vision")).wait_until_ready()
-    uncommented = {
-        "#location /vision/ {": "location /vision/ {",
-        "#    proxy_pass http://fovea/;": "proxy_pass http://fovea/;",
+    in_its_place = {
+        "location / {": "location /none/ {",
+        "#location ": "location ",
+        "#    proxy_pass http://fovea;": f"proxy_pass {target}",
+        "#    return 404;": "return 404;",
         "#}": "}",
     }
-    proxy = processes.enter_context(NginxProcess(tmp_path, ports, uncommented))
-    listed = raw_http.exchange(proxy.port, raw_http.request("GET", "/vision/api/v1/models"))
-    assert {model["name"] for model in listed.json()["models"]} >= {"digits", "imagenet"}
-    docs = raw_http.exchange(proxy.port, raw_http.request("GET", "/vision/docs")).content.decode()
-    assert "'/vision/openapi.json'" in docs
-    document = poll(
-        lambda: raw_http.exchange(proxy.port, raw_http.request("GET", "/vision/openapi.json")), "a document"
-    )
+    proxy = processes.enter_context(NginxProcess(tmp_path, ports, in_its_place))
+
+    def get(path: str) -> RawAnswer:
+        return raw_http.exchange(proxy.port, raw_http.request("GET", path), method="GET")
+
+    listed = get("/vision/api/v1/models").json()
+    assert {model["name"] for model in listed["models"]} >= {"digits", "imagenet"}
+    assert "'/vision/openapi.json'" in get("/vision/docs").content.decode()
+    document = get("/vision/openapi.json")
     assert document.status_code == 200
     assert json.loads(document.content)["servers"] == [{"url": "/vision"}]
+    assert get("/vision/metrics").status_code == 404
+    assert get("/api/v1/models").status_code == 404
