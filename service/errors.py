@@ -68,6 +68,10 @@ class UnsupportedMediaType(FoveaError):
     outcome = Outcome.CLIENT_ERROR
 
 
+class UnsupportedContentEncoding(UnsupportedMediaType):
+    """The body is compressed in a way that is not taken."""
+
+
 class MediaTypeMismatch(UnsupportedMediaType):
     """The bytes are an image of another format than the declared one."""
 
@@ -85,6 +89,20 @@ class ImageTooLarge(InvalidImage):
     """The header announces more pixels or a longer side than the limits allow; nothing was decoded."""
 
     code = "image_too_large"
+
+
+class InvalidTensor(FoveaError):
+    """A tensor that the model does not take: its name, type, shape or values, or an image in its place."""
+
+    code = "invalid_tensor"
+    outcome = Outcome.CLIENT_ERROR
+
+
+class NonFiniteOutput(FoveaError):
+    """The answer holds NaN or an infinity, which the asked-for form cannot say."""
+
+    code = "non_finite_output"
+    outcome = Outcome.CLIENT_ERROR
 
 
 class ClientDisconnected(FoveaError):
@@ -116,6 +134,30 @@ class ModelNotReady(FoveaError):
 
     code = "model_not_ready"
     outcome = Outcome.REJECTED
+
+
+# Who may change the server
+
+
+class AdminDisabled(FoveaError):
+    """Admin calls are off: no token is configured."""
+
+    code = "admin_disabled"
+    outcome = Outcome.CLIENT_ERROR
+
+
+class Unauthorized(FoveaError):
+    """The credential is missing or wrong."""
+
+    code = "unauthorized"
+    outcome = Outcome.CLIENT_ERROR
+
+
+class LoadRefused(FoveaError):
+    """A model that was asked for did not come up; the message has the reason."""
+
+    code = "load_refused"
+    outcome = Outcome.CLIENT_ERROR
 
 
 # What the server cannot do now
@@ -165,6 +207,10 @@ class EngineFailed(FoveaError):
     """The model could not be run, or gave an output that is no answer."""
 
     code = "engine_error"
+
+
+class EngineRefusedInput(EngineFailed):
+    """The engine says that it is the input that is at fault."""
 
 
 class InternalError(FoveaError):

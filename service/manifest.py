@@ -162,13 +162,17 @@ class Manifest(_Table):
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A manifest completed from the graph. `input` is None for a model that takes tensors only."""
+    """A manifest completed from the graph. `input` is None for a model that takes tensors only.
+
+    Without `has_labels` the task's labels are only the numbers of its places.
+    """
 
     task_name: str
     task: TaskSpec
     input: InputSpec | None
     output_tensor: str
     batching: BatchingSpec
+    has_labels: bool = True
 
 
 def read(folder: Path, version: int | None = None) -> Manifest:
@@ -247,12 +251,14 @@ def resolve(
         raise ModelLoadError(
             f"{MANIFEST_NAME}: [input] does not say how pixels are scaled; give preset = ..., or scale, mean and std"
         )
+    has_labels = labels is not None
     labels = _labels_for(manifest, labels, output, needed=spec is not None)
     task = _task_spec(manifest, tuple(labels))
     batch = inputs[0].shape[0] if inputs and inputs[0].shape else 1
     if spec is not None:
         _refuse_fixed_batch(batch)
-    return ModelSpec(manifest.output.task, task, spec, output.name, _batching_spec(manifest.batching, batch, provider))
+    batching = _batching_spec(manifest.batching, batch, provider)
+    return ModelSpec(manifest.output.task, task, spec, output.name, batching, has_labels)
 
 
 def _task_spec(manifest: Manifest, labels: tuple[str, ...]) -> TaskSpec:

@@ -4,6 +4,7 @@ Owns names, labels and buckets. Labels come from closed sets: `model` and `versi
 anything else is `_other`. Children are bound when a version is loaded, so that the request's way only adds numbers.
 """
 
+from collections import Counter as Counts
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Protocol
@@ -158,6 +159,7 @@ class Metrics:
             collector(registry=self.registry)
         self._loaded: dict[tuple[str, int], ModelMetrics] = {}
         self._providers: dict[tuple[str, str], str] = {}
+        self._times_loaded: Counts[tuple[str, int]] = Counts()
         self._names: frozenset[str] = frozenset()
 
     def watch(self, source: StateSource) -> None:
@@ -174,13 +176,16 @@ class Metrics:
     def model_loaded(self, model: str, version: int, labels: tuple[str, ...], provider: str) -> ModelMetrics:
         """Bind the metrics of a version. Counters of a version loaded again go on where they were."""
         self._providers[model, str(version)] = provider
+        self._times_loaded[model, version] += 1
         known = self._loaded.get((model, version))
         if known is None or known.labels != labels:
             known = self._loaded[model, version] = ModelMetrics(self, model, version, labels)
         return known
 
     def model_unloaded(self, model: str, version: int) -> None:
-        self._providers.pop((model, str(version)), None)
+        self._times_loaded[model, version] -= 1
+        if not self._times_loaded[model, version]:  # it may have been loaded again beside itself
+            self._providers.pop((model, str(version)), None)
 
     def load_finished(self, model: str, *, ok: bool) -> None:
         self.reloads.labels(model, "success" if ok else "failure").inc()

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,16 +24,27 @@ from service.batching.policy import FairShare
 from service.batching.request_queue import Entry
 from service.engine.base import Engine
 from service.engine.ort import OrtEngine
-from service.errors import EngineFailed, FoveaError, InternalError, ModelLoadError, NoImageSignature, OutOfMemory
+from service.errors import (
+    EngineFailed,
+    EngineRefusedInput,
+    FoveaError,
+    InternalError,
+    InvalidTensor,
+    ModelLoadError,
+    NoImageSignature,
+    OutOfMemory,
+)
 from service.imaging.decode import DecodeBudget
 from service.imaging.preprocess import InspectedImage, Preprocessor
 from service.imaging.spec import ImageLimits, InputSpec
+from service.inference_statistics import Execution, Statistics
 from service.lane import ExecutionThreads, FusedLane, Lane
 from service.manifest import ModelSpec
 from service.messages import Classification, ImagePayload, Prediction, Stage, Timings
 from service.metrics import Metrics, ModelMetrics
 from service.tasks import TASKS, Task
 from service.tasks.base import Scores
+from service.tensors import Array, Signature, TensorItem, TensorResult, Tensors, items_of, signature_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +61,17 @@ class ImageItem(NamedTuple):
     threshold: float | None
 
 
+class RawImageItem(NamedTuple):
+    """One image in the queue whose caller wants the graph's own outputs."""
+
+    image: InspectedImage
+
+
+Item = ImageItem | RawImageItem | TensorItem
+
+
 class Answer(NamedTuple):
-    """What an execution thread hands back for one entry."""
+    """What an execution thread hands back for one entry: predictions, or its row of every output of the graph."""
 
     predictions: tuple[Prediction, ...]
     decode_at: float
@@ -59,9 +79,17 @@ class Answer(NamedTuple):
     infer_at: float
     infer_seconds: float
     batch_size: int
+    outputs: tuple[Array, ...] = ()
 
 
-ImageEntry = Entry[ImageItem, Answer]
+class Done(NamedTuple):
+    """What an execution thread hands back for a batch: an execution for each shape in it, and the answers."""
+
+    executions: list[Execution]
+    answered: list[tuple[Entry[Item, Answer], Answer]]
+
+
+ModelEntry = Entry[Item, Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +100,8 @@ class LoadContext:
     limits: ImageLimits
     budget: DecodeBudget
     metrics: Metrics
+    statistics: Statistics = field(default_factory=Statistics)
+    max_rows: int = 64  # of a request, as in the settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +128,8 @@ class LoadedParts:
     instances: int
 
 
-def stages_of(entry: ImageEntry, ended_at: float) -> tuple[Stage, ...]:
-    """What an image went through, as far as it came before `ended_at`."""
+def stages_of(entry: ModelEntry, ended_at: float) -> tuple[Stage, ...]:
+    """What an entry went through, as far as it came before `ended_at`."""
     if entry.dispatched_at is None:
         return (Stage("queue", entry.queued_at, ended_at),)
     queue = Stage("queue", entry.queued_at, entry.dispatched_at)
@@ -205,6 +235,25 @@ def _scores_or_fault(task: Task, row: npt.NDArray[Any]) -> Scores | EngineFailed
         return error
 
 
+def _consecutive_rows(items: Sequence[Item]) -> tuple[Array, ...] | None:
+    """The items' tensors without a copy: all of an unbatched request, or neighbouring rows of one request.
+
+    None where they have to be brought together. What is not aligned in memory is left to a copy.
+    """
+    first, last = items[0], items[-1]
+    if not isinstance(first, TensorItem):
+        return None
+    if first.row is None:
+        return tuple(np.require(array, requirements="A") for array in first.tensors)
+    if not all(array.flags.aligned for array in first.tensors):
+        return None
+    for place, item in enumerate(items):
+        if not isinstance(item, TensorItem) or item.tensors is not first.tensors or item.row != first.row + place:
+            return None
+    assert isinstance(last, TensorItem) and last.row is not None
+    return tuple(array[first.row : last.row + 1] for array in first.tensors)
+
+
 class LoadedModel:
     """One version in service. Made on the event loop from what `load` returned."""
 
@@ -213,13 +262,25 @@ class LoadedModel:
         self.version = version
         self._parts = parts
         self._output_index = [output.name for output in parts.engine.outputs].index(parts.spec.output_tensor)
+        self.signature: Signature = signature_of(
+            parts.engine.inputs, parts.engine.outputs, parts.spec.input.tensor if parts.spec.input else None
+        )
+        self._stackable = self.signature.is_fixed
+        self._outputs_with_rows = [
+            index
+            for index, spec in enumerate(parts.engine.outputs)
+            if self.signature.is_batched and spec in self.signature.outputs
+        ]
+        self._image_shapes = (parts.spec.input.shape,) if parts.spec.input else ()
+        self.statistics = context.statistics.of(name, version)
+        self._max_rows = context.max_rows
         self._metrics: ModelMetrics = context.metrics.model_loaded(
             name, version, parts.spec.task.labels, parts.engine.provider.name
         )
         self._all_metrics = context.metrics
         self._lane: Lane = FusedLane(context.threads, instances)
         batching = parts.spec.batching
-        self._batcher: Batcher[ImageItem, Answer] = Batcher(
+        self._batcher: Batcher[Item, Answer] = Batcher(
             batching, FairShare(batching), self._execute, self._metrics, instances=self._lane.width
         )
 
@@ -236,19 +297,53 @@ class LoadedModel:
             raise NoImageSignature(f"Model {self.name!r} takes tensors: its manifest has no image preprocessing.")
         return self._parts.preprocessor.inspect(payload)
 
-    def submit(self, image: InspectedImage, top_k: int, threshold: float | None, deadline_at: float) -> ImageEntry:
-        """Queue one inspected image. Raises Overloaded. The caller awaits `answer(entry)` or calls `forget`."""
-        return self._batcher.submit(ImageItem(image, top_k, threshold), deadline_at)
+    def rows_of(self, tensors: Tensors) -> list[TensorItem]:
+        """A request's tensors as rows to submit. Raises InvalidTensor."""
+        return items_of(self.signature, tensors, self._max_rows)
 
-    async def answer(self, entry: ImageEntry) -> Classification:
+    def submit(self, item: Item, deadline_at: float) -> ModelEntry:
+        """Queue one item. Raises Overloaded. The caller awaits `answer` or `outputs`, or calls `forget`."""
+        return self._batcher.submit(item, deadline_at)
+
+    async def outputs(self, entry: ModelEntry) -> Answer:
+        """Wait for an entry whose raw outputs are wanted. Raises as `answer`, and InvalidTensor."""
+        answer = await entry.future
+        assert entry.dispatched_at is not None
+        queue_seconds = entry.dispatched_at - entry.queued_at
+        self._metrics.image_answered((), Timings(answer.decode_seconds, queue_seconds, answer.infer_seconds))
+        return answer
+
+    def tensor_result(self, answers: Sequence[Answer], timings: Timings) -> TensorResult:
+        """The outputs of a request's entries, in order, as one tensor each."""
+        if self.signature.is_batched:
+            columns = zip(*(answer.outputs for answer in answers), strict=True)
+            arrays: Sequence[Array] = [np.stack(column) for column in columns]
+        else:
+            (answer,) = answers
+            arrays = answer.outputs
+        names = [spec.name for spec in self.signature.outputs]
+        spec, labels = self._parts.spec, self._parts.spec.task.labels
+        return TensorResult(
+            self.name,
+            self.version,
+            self.signature,
+            dict(zip(names, arrays, strict=True)),
+            len(answers) if self.signature.is_batched else 0,
+            timings,
+            labels if spec.has_labels else (),
+            spec.output_tensor,
+        )
+
+    async def answer(self, entry: ModelEntry) -> Classification:
         """Wait for an entry. Raises InvalidImage, Overloaded, DeadlineExceeded, EngineFailed."""
         answer = await entry.future
         assert entry.dispatched_at is not None
         timings = Timings(answer.decode_seconds, entry.dispatched_at - entry.queued_at, answer.infer_seconds)
         self._metrics.image_answered(answer.predictions, timings)
+        assert isinstance(entry.item, ImageItem)
         return Classification(answer.predictions, entry.item.image.info, timings)
 
-    def forget(self, entry: ImageEntry) -> None:
+    def forget(self, entry: ModelEntry) -> None:
         """The caller stops waiting for this entry."""
         self._batcher.forget(entry)
 
@@ -261,24 +356,93 @@ class LoadedModel:
         self._all_metrics.model_unloaded(self.name, self.version)
         self._parts.engine.close()
 
-    async def _execute(self, batch: Sequence[ImageEntry]) -> list[tuple[ImageEntry, Answer]]:
-        postprocess_seconds, answered = await self._lane.run(partial(self._work, batch))
-        self._metrics.postprocessed(postprocess_seconds)
-        return answered
+    async def _execute(self, batch: Sequence[ModelEntry]) -> list[tuple[ModelEntry, Answer]]:
+        done = await self._lane.run(partial(self._work, batch))
+        for execution in done.executions:
+            self.statistics.executed(execution)
+        self._metrics.postprocessed(sum(execution.output_seconds for execution in done.executions))
+        return done.answered
 
-    def _work(self, batch: Sequence[ImageEntry]) -> tuple[float, list[tuple[ImageEntry, Answer]]]:
-        """Decode, run, finish. On an execution thread.
+    def _work(self, batch: Sequence[ModelEntry]) -> Done:
+        """Fill, run, finish. On an execution thread. Rows of different shapes run apart from each other."""
+        done = Done([], [])
+        for group in [batch] if self._stackable else self._by_shape(batch):
+            self._run_group(group, done)
+        return done
 
-        A damaged image is rejected on its own, before the others run: it takes no neighbour with it.
-        """
-        preprocessor, spec = self._parts.preprocessor, self._parts.spec.input
-        assert preprocessor is not None and spec is not None
-        rows = np.empty((len(batch), *spec.shape), spec.dtype)
-        good: list[tuple[ImageEntry, float, float]] = []
+    def _by_shape(self, batch: Sequence[ModelEntry]) -> list[list[ModelEntry]]:
+        groups: dict[object, list[ModelEntry]] = {}
+        spec = self._parts.spec.input
         for entry in batch:
-            decode_at = time.monotonic()
+            item = entry.item
+            if isinstance(item, TensorItem):
+                key: object = entry if item.row is None else item.shapes
+            else:
+                assert spec is not None
+                key = (spec.shape,)
+            groups.setdefault(key, []).append(entry)
+        return list(groups.values())
+
+    def _run_group(self, group: Sequence[ModelEntry], done: Done) -> None:
+        """One execution of entries that can be stacked.
+
+        A damaged image is rejected on its own, before the others run: it takes no neighbour with it. Nor does a
+        tensor that the graph fails on: its batch is run again, one row at a time.
+        """
+        feeds, good = self._filled(group)
+        if not good:
+            return
+        infer_at = time.monotonic()
+        try:
+            outputs = self._parts.engine.run(feeds)
+            for place in self._outputs_with_rows:
+                _checked_rows(outputs[place], len(good))
+        except EngineFailed as error:
+            if not any(isinstance(entry.item, TensorItem) for entry, _, _ in good):
+                raise
+            if len(good) == 1:
+                good[0][0].reject(self._fault_of_tensor(error))
+                return
+            for entry, _, _ in good:
+                self._run_group([entry], done)
+            return
+        finish_at = time.monotonic()
+        infer_seconds = finish_at - infer_at
+        scores = self._scores_of_each(outputs[self._output_index], good)
+        no_predictions: tuple[Prediction, ...] = ()
+        no_rows: tuple[Array, ...] = ()
+        for place, (entry, fill_at, fill_seconds) in enumerate(good):
+            item, predictions, rows = entry.item, no_predictions, no_rows
+            if not isinstance(item, ImageItem):
+                rows = self._row_of(outputs, place)
+            elif isinstance(row := scores[place], EngineFailed):
+                entry.reject(row)
+                continue
+            else:
+                predictions = self._parts.task.predictions(row, item.top_k, item.threshold)
+            answer = Answer(predictions, fill_at, fill_seconds, infer_at, infer_seconds, len(good), rows)
+            done.answered.append((entry, answer))
+        filling = sum(seconds for _, _, seconds in good)
+        done.executions.append(Execution(len(good), filling, infer_seconds, time.monotonic() - finish_at))
+
+    def _filled(self, group: Sequence[ModelEntry]) -> tuple[Tensors, list[tuple[ModelEntry, float, float]]]:
+        """The graph's inputs, and the entries whose rows they are, each with when and how long it was filled."""
+        fill_at = time.monotonic()
+        whole = _consecutive_rows([entry.item for entry in group])
+        if whole is not None:  # nothing to copy
+            feeds = {spec.name: array for spec, array in zip(self.signature.inputs, whole, strict=True)}
+            return feeds, [(entry, fill_at, 0.0) for entry in group]
+        first = group[0].item
+        shapes = first.shapes if isinstance(first, TensorItem) else self._image_shapes
+        arrays = [
+            np.empty((len(group), *shape), spec.dtype)
+            for spec, shape in zip(self.signature.inputs, shapes, strict=True)
+        ]
+        good: list[tuple[ModelEntry, float, float]] = []
+        for entry in group:
+            fill_at = time.monotonic()
             try:
-                preprocessor.prepare(entry.item.image, rows[len(good)])
+                self._fill(entry.item, arrays, len(good))
             except FoveaError as error:
                 entry.reject(error)
                 continue
@@ -289,25 +453,40 @@ class LoadedModel:
                 logger.exception("preprocessing_failed")
                 entry.reject(InternalError("Preprocessing failed: this is a bug"))
                 continue
-            good.append((entry, decode_at, time.monotonic() - decode_at))
-        if not good:
-            return 0.0, []
-        infer_at = time.monotonic()
-        outputs = self._parts.engine.run({spec.tensor: rows[: len(good)]})
-        raw = _checked_rows(outputs[self._output_index], len(good))
-        finish_at = time.monotonic()
-        answers = []
-        for (entry, decode_at, decode_seconds), scores in zip(good, self._scores_of_each(raw), strict=True):
-            if isinstance(scores, EngineFailed):
-                entry.reject(scores)
-                continue
-            predictions = self._parts.task.predictions(scores, entry.item.top_k, entry.item.threshold)
-            seconds = finish_at - infer_at
-            answers.append((entry, Answer(predictions, decode_at, decode_seconds, infer_at, seconds, len(good))))
-        return time.monotonic() - finish_at, answers
+            good.append((entry, fill_at, time.monotonic() - fill_at))
+        rows = {spec.name: array[: len(good)] for spec, array in zip(self.signature.inputs, arrays, strict=True)}
+        return rows, good
 
-    def _scores_of_each(self, raw: npt.NDArray[Any]) -> Sequence[Scores | EngineFailed]:
+    def _fill(self, item: Item, arrays: Sequence[Array], place: int) -> None:
+        """The item's row of every input. Raises InvalidImage."""
+        if isinstance(item, TensorItem):
+            for array, tensor in zip(arrays, item.tensors, strict=True):
+                array[place] = tensor[item.row]
+        else:
+            assert self._parts.preprocessor is not None
+            self._parts.preprocessor.prepare(item.image, arrays[0][place])
+
+    def _row_of(self, outputs: Sequence[Array], place: int) -> tuple[Array, ...]:
+        """One entry's part of the outputs that the signature shows."""
+        if not self.signature.is_batched:
+            return tuple(outputs)
+        return tuple(outputs[index][place] for index in self._outputs_with_rows)
+
+    def _fault_of_tensor(self, error: EngineFailed) -> FoveaError:
+        """What the caller of a tensor is told that the graph failed on, alone in its execution.
+
+        Where shapes are open, or values are indices, a tensor can fit the signature and not the graph.
+        """
+        if isinstance(error, EngineRefusedInput) or not self.signature.is_fixed:
+            return InvalidTensor("The model cannot run on this input: its shape or its values do not fit the graph.")
+        return error
+
+    def _scores_of_each(
+        self, raw: npt.NDArray[Any], good: Sequence[tuple[ModelEntry, float, float]]
+    ) -> Sequence[Scores | EngineFailed]:
         """A row of scores for each image; an image whose output is no answer has its own fault, its mates none."""
+        if not any(isinstance(entry.item, ImageItem) for entry, _, _ in good):
+            return ()
         task = self._parts.task
         try:
             return list(task.scores(raw))

@@ -13,11 +13,21 @@ from contextlib import contextmanager
 
 from service.admission import Admission, Slot
 from service.batching.request_queue import Entry
-from service.errors import DeadlineExceeded, FoveaError, InvalidImage, Outcome, Overloaded, UnsupportedMediaType
+from service.errors import (
+    DeadlineExceeded,
+    FoveaError,
+    InvalidImage,
+    InvalidTensor,
+    Outcome,
+    Overloaded,
+    UnsupportedMediaType,
+)
+from service.inference_statistics import VersionStatistics
 from service.messages import Classification, ImagePayload, InferenceRequest, InferenceResult, ModelRef, Stage, Timings
 from service.metrics import Metrics
-from service.model import Answer, ImageItem, LoadedModel, stages_of
+from service.model import Answer, ImageItem, Item, LoadedModel, RawImageItem, stages_of
 from service.repository.manager import ModelRepository
+from service.tensors import TensorRequest, TensorResult
 
 _IMAGE_FAULTS = (InvalidImage, UnsupportedMediaType)
 
@@ -25,7 +35,18 @@ _IMAGE_FAULTS = (InvalidImage, UnsupportedMediaType)
 class Ticket:
     """One request from its first byte to its answer: what it holds of the bounds, and what is recorded of it."""
 
-    __slots__ = ("images", "phase", "protocol", "received_at", "ref", "slot", "started_at", "version")
+    __slots__ = (
+        "images",
+        "phase",
+        "protocol",
+        "received_at",
+        "ref",
+        "slot",
+        "started_at",
+        "statistics",
+        "timings",
+        "version",
+    )
 
     def __init__(self, protocol: str, ref: ModelRef) -> None:
         self.protocol = protocol
@@ -35,7 +56,9 @@ class Ticket:
         self.received_at: float | None = None
         self.version: int | None = None
         self.phase = "receive"
-        self.images: Sequence[Entry[ImageItem, Answer] | FoveaError] = ()
+        self.statistics: VersionStatistics | None = None
+        self.timings = Timings()
+        self.images: Sequence[Entry[Item, Answer] | FoveaError] = ()
 
     def grow(self, nbytes: int) -> None:
         """Account for body bytes as they arrive. Raises Overloaded."""
@@ -53,6 +76,11 @@ class Ticket:
         for place in self.images:
             if isinstance(place, Entry):
                 yield from stages_of(place, ended_at)
+
+    def output_seconds(self, ended_at: float) -> float:
+        """From the end of its last execution on."""
+        answers = [place.answer for place in self.images if isinstance(place, Entry)]
+        return ended_at - max((one.infer_at + one.infer_seconds for one in answers if one), default=ended_at)
 
 
 class Pipeline:
@@ -86,7 +114,7 @@ class Pipeline:
         A request of one bad image raises that image's error.
         """
         with self._repository.lease(request.ref) as (version, model):
-            ticket.version = version
+            ticket.version, ticket.statistics = version, model.statistics
             ticket.images = places = []
             try:
                 async with asyncio.timeout_at(request.deadline_at):
@@ -102,12 +130,48 @@ class Pipeline:
                 self._metrics.images_rejected.labels(model.name, error.code).inc()
             if refused and len(items) == 1:
                 raise refused[0]
-            return InferenceResult(model.name, version, tuple(items), _slowest(items))
+            ticket.timings = _slowest([item.timings for item in items if isinstance(item, Classification)])
+            return InferenceResult(model.name, version, tuple(items), ticket.timings)
+
+    async def infer(self, request: TensorRequest, ticket: Ticket) -> TensorResult:
+        """The graph's own outputs for tensors or images. Raises what concerns all of it, as everything does here."""
+        with self._repository.lease(request.ref) as (version, model):
+            ticket.version, ticket.statistics = version, model.statistics
+            ticket.images = places = []
+            try:
+                async with asyncio.timeout_at(request.deadline_at):
+                    for item in self._items(model, request):
+                        places.append(model.submit(item, request.deadline_at))  # noqa: PERF401  # as above
+                    answers = [await model.outputs(place) for place in places]
+            except TimeoutError:
+                raise DeadlineExceeded("The request's deadline passed before the answer was there.") from None
+            except _IMAGE_FAULTS as error:
+                raise self._refused_image(model, error) from None
+            finally:
+                _forget(model, places, ticket)
+            ticket.timings = _slowest([_timings(place, answer) for place, answer in zip(places, answers, strict=True)])
+            return model.tensor_result(answers, ticket.timings)
+
+    def _items(self, model: LoadedModel, request: TensorRequest) -> Sequence[Item]:
+        """What goes into the queue. Raises InvalidTensor."""
+        given = request.read(model.signature)
+        if not isinstance(given, tuple):
+            return model.rows_of(given)
+        return [RawImageItem(model.inspect(image)) for image in given]
+
+    def _refused_image(self, model: LoadedModel, error: FoveaError) -> InvalidTensor:
+        self._metrics.images_rejected.labels(model.name, error.code).inc()
+        return InvalidTensor(str(error))
 
     def _record(self, ticket: Ticket, outcome: Outcome) -> None:
         model = self._metrics.model_label(ticket.ref.name)
         received_at = ticket.received_at or ticket.started_at
-        seconds = time.monotonic() - ticket.started_at
+        ended_at = time.monotonic()
+        seconds = ended_at - ticket.started_at
+        if ticket.statistics is not None and outcome is Outcome.OK:
+            ticket.statistics.succeeded(seconds, ticket.timings, ticket.output_seconds(ended_at))
+        elif ticket.statistics is not None:
+            ticket.statistics.failed(seconds)
         self._metrics.request_finished(
             model, ticket.version, ticket.protocol, outcome, seconds, received_at - ticket.started_at
         )
@@ -126,16 +190,16 @@ class Pipeline:
         self._record(ticket, outcome)
 
 
-def _enter(model: LoadedModel, image: ImagePayload, request: InferenceRequest) -> Entry[ImageItem, Answer] | FoveaError:
+def _enter(model: LoadedModel, image: ImagePayload, request: InferenceRequest) -> Entry[Item, Answer] | FoveaError:
     """Into the queue, or what is wrong with the image. Raises NoImageSignature, Overloaded."""
     try:
         inspected = model.inspect(image)
     except _IMAGE_FAULTS as error:
         return error
-    return model.submit(inspected, request.top_k, request.threshold, request.deadline_at)
+    return model.submit(ImageItem(inspected, request.top_k, request.threshold), request.deadline_at)
 
 
-async def _settle(model: LoadedModel, place: Entry[ImageItem, Answer] | FoveaError) -> Classification | FoveaError:
+async def _settle(model: LoadedModel, place: Entry[Item, Answer] | FoveaError) -> Classification | FoveaError:
     if isinstance(place, FoveaError):
         return place
     try:
@@ -144,7 +208,7 @@ async def _settle(model: LoadedModel, place: Entry[ImageItem, Answer] | FoveaErr
         return error
 
 
-def _forget(model: LoadedModel, places: Sequence[Entry[ImageItem, Answer] | FoveaError], ticket: Ticket) -> None:
+def _forget(model: LoadedModel, places: Sequence[Entry[Item, Answer] | FoveaError], ticket: Ticket) -> None:
     """Nobody waits any more for what is not done."""
     for place in places:
         if isinstance(place, Entry) and not place.is_answered:
@@ -152,8 +216,12 @@ def _forget(model: LoadedModel, places: Sequence[Entry[ImageItem, Answer] | Fove
             model.forget(place)
 
 
-def _slowest(items: Sequence[Classification | FoveaError]) -> Timings:
-    timings = [item.timings for item in items if isinstance(item, Classification)]
+def _timings(entry: Entry[Item, Answer], answer: Answer) -> Timings:
+    assert entry.dispatched_at is not None
+    return Timings(answer.decode_seconds, entry.dispatched_at - entry.queued_at, answer.infer_seconds)
+
+
+def _slowest(timings: Sequence[Timings]) -> Timings:
     if len(timings) == 1:
         return timings[0]
     return Timings(*(max(column) for column in zip(*timings, strict=True))) if timings else Timings()

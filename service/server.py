@@ -60,7 +60,9 @@ class InferenceServer:
         self.metrics = Metrics(version)
         self.threads = ExecutionThreads(settings.execution.threads or usable_cpus(), affinity())
         limits = image_limits(settings)
-        context = LoadContext(self.threads, limits, DecodeBudget(limits.decode_bytes), self.metrics)
+        context = LoadContext(
+            self.threads, limits, DecodeBudget(limits.decode_bytes), self.metrics, max_rows=settings.limits.max_rows
+        )
         self.repository: ModelRepository[LoadedModel] = ModelRepository(
             source or FolderSource(settings.repository.path), ModelLoader(context), self.metrics
         )

@@ -4,7 +4,7 @@ A second engine implements `Engine` in a module of its own and passes the engine
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -14,11 +14,15 @@ Tensor = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of a graph. `shape` includes the batch dimension; -1 where it varies."""
+    """One input or output of a graph. `shape` includes the batch dimension; -1 where it varies.
+
+    `rows` is the graph's name for an open first dimension, where it has one.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    rows: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,10 @@ class Engine(Protocol):
     def provider(self) -> ProviderInfo: ...
 
     def run(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
-        """One execution over all outputs, in graph order. Raises EngineFailed, or MemoryError."""
+        """One execution over all outputs, in graph order. Raises EngineFailed, or MemoryError.
+
+        EngineRefusedInput where the engine can tell that it is the input's fault.
+        """
         ...
 
     def close(self) -> None: ...

@@ -13,11 +13,12 @@ from pathlib import Path
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports from its import on
 
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from service.engine.base import ProviderInfo, Tensor, TensorSpec
 from service.engine.providers import NAME_OF, PROVIDERS, ExecutionProvider
 from service.engine.spec import ExecutionSpec
-from service.errors import EngineFailed, ModelLoadError
+from service.errors import EngineFailed, EngineRefusedInput, ModelLoadError
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class OrtEngine:
         except Exception as error:
             if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
                 raise MemoryError from error
+            if isinstance(error, InvalidArgument):
+                raise EngineRefusedInput("The model failed on this input.") from error
             logger.exception("engine_run_failed")
             raise EngineFailed("The model failed on this input.") from error
         return outputs
@@ -116,7 +119,8 @@ def _session(
 
 def _tensor(node: ort.NodeArg) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
-    return TensorSpec(node.name, _NUMPY_OF.get(node.type, node.type), shape)
+    rows = node.shape[0] if node.shape and isinstance(node.shape[0], str) else ""
+    return TensorSpec(node.name, _NUMPY_OF.get(node.type, node.type), shape, rows)
 
 
 def _one_line(error: Exception, path: Path) -> str:

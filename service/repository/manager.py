@@ -16,6 +16,11 @@ so nothing is ever closed under a request.
 READY and not before. A version that fails its gates stays out, with its reason in the table, and the old one keeps
 serving; it is tried again when its files change. A folder that vanishes, empties or cannot be read unloads nothing.
 
+*By name.* An unload is held: nothing of the model comes back until it is loaded by name, or the process starts again.
+A load by name looks at the folder at once, takes what is there as complete, tries again what failed, and loads a
+version in service whose files have changed beside itself: the old one serves until the new one is ready, and on if
+that fails.
+
 *Complete versions.* At the start everything in the folder counts. Later, a version counts once two looks in a row saw
 the same files: a copy in progress is left alone, a rename into place is seen at the second look.
 
@@ -29,7 +34,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from service.errors import ConfigurationError, ModelNotFound, ModelNotReady
+from service.errors import ConfigurationError, LoadRefused, ModelNotFound, ModelNotReady
 from service.messages import ModelRef
 from service.repository import policy as policies
 from service.repository.policy import Latest, Load, VersionPolicy
@@ -37,6 +42,8 @@ from service.repository.source import Fingerprint, FoundModel
 from service.repository.states import ModelState, check
 
 logger = logging.getLogger(__name__)
+
+_UNLOADED = "unloaded"  # Triton's word in the index
 
 
 class Servable(Protocol):
@@ -136,6 +143,7 @@ class ModelRepository(Generic[ModelT]):
         self._models: dict[str, _Model[ModelT]] = {}
         self._seen: dict[str, FoundModel] | None = None
         self._looked_once = False
+        self._held: set[str] = set()  # unloaded by name
         self._reconciling = asyncio.Lock()
         self._unloads: set[asyncio.Task[None]] = set()
 
@@ -213,9 +221,57 @@ class ModelRepository(Generic[ModelT]):
             finally:
                 self._looked_once = True
 
-    async def _reconcile_all(self) -> None:
+    async def load(self, name: str) -> None:
+        """Bring a model into service, or up to date, by name. Raises ModelNotFound, LoadRefused, ConfigurationError."""
+        async with self._reconciling:
+            if leaving := {task for task in self._unloads if task.get_name() == _task_name(name)}:
+                await asyncio.wait(leaving)
+            self._held.discard(name)
+            await self._reconcile_all(by_name=name)
+            model = self._models.get(name)
+            if model is None:
+                raise ModelNotFound(f"There is no model {name!r}.")
+            for version, record in sorted(model.records.items()):
+                fingerprint = model.found.versions.get(version)
+                if record.state is ModelState.READY and fingerprint not in (None, record.fingerprint):
+                    await self._replace(name, model, version)
+            if model.default is None:
+                raise LoadRefused(f"failed to load {name!r}: {self._status(name, model).reason}")
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of service until `load`. Its requests are still answered. Raises ModelNotFound."""
+        async with self._reconciling:
+            model = self._models.get(name)
+            if model is None:
+                raise ModelNotFound(f"There is no model {name!r}.")
+            self._held.add(name)
+            for version, record in model.records.items():
+                if record.state is ModelState.READY:
+                    self._begin_unload(name, model, version, _UNLOADED)
+                else:
+                    record.reason = record.reason or _UNLOADED
+
+    async def _replace(self, name: str, model: _Model[ModelT], version: int) -> None:
+        """Load a version again beside itself, and swap. Raises LoadRefused; what serves then stays."""
+        old = model.records[version]
+        new: _Record[ModelT] = _Record(model.found.versions[version])
+        try:
+            new.loaded = await self._loader.load(model.found, version)
+        except ConfigurationError as error:
+            self._observer.load_finished(name, ok=False)
+            raise LoadRefused(f"failed to load {name!r}: version {version}: {error}") from None
+        for state in (ModelState.LOADING, ModelState.READY):
+            self._move(name, version, new, state)
+        model.records[version] = new
+        self._retire(name, version, old)
+        self._observer.load_finished(name, ok=True)
+
+    async def _reconcile_all(self, by_name: str | None = None) -> None:
         seen = await asyncio.to_thread(self._source.scan)
         settled = _settled(seen, self._seen)
+        if by_name in seen:
+            settled[by_name] = dict(seen[by_name].versions)
+            self._forget_failures(by_name)
         for found in seen.values():
             self._note(found)
         self._forget_what_is_gone(seen)
@@ -224,6 +280,12 @@ class ModelRepository(Generic[ModelT]):
         async with asyncio.TaskGroup() as group:
             for name, model in self._models.items():
                 group.create_task(self._reconcile_model(name, model, settled.get(name, {})))
+
+    def _forget_failures(self, name: str) -> None:
+        records = self._models[name].records.values() if name in self._models else ()
+        for record in records:
+            if record.state is ModelState.UNAVAILABLE:
+                record.fingerprint = ()
 
     def _forget_what_is_gone(self, seen: dict[str, FoundModel]) -> None:
         """Drop records of versions that are neither in the folder nor in service."""
@@ -249,10 +311,10 @@ class ModelRepository(Generic[ModelT]):
         for version, fingerprint in found.versions.items():
             record = model.records.setdefault(version, _Record(fingerprint))
             if record.state is ModelState.UNKNOWN:
-                record.reason = model.problem or ""
+                record.reason = model.problem or (_UNLOADED if found.name in self._held else "")
 
     async def _reconcile_model(self, name: str, model: _Model[ModelT], settled: dict[int, Fingerprint]) -> None:
-        if model.problem is not None:
+        if model.problem is not None or name in self._held:
             return
         available = settled | {
             version: record.fingerprint
@@ -300,11 +362,14 @@ class ModelRepository(Generic[ModelT]):
         ready = [version for version, record in model.records.items() if record.state is ModelState.READY]
         model.default = max(ready, default=None)
 
-    def _begin_unload(self, name: str, model: _Model[ModelT], version: int) -> None:
-        record = model.records[version]
-        self._move(name, version, record, ModelState.UNLOADING)
+    def _begin_unload(self, name: str, model: _Model[ModelT], version: int, reason: str = "") -> None:
+        self._retire(name, version, model.records[version], reason)
         self._serve(model)
-        task = asyncio.get_running_loop().create_task(self._unload(name, version, record), name=f"unload {name}")
+
+    def _retire(self, name: str, version: int, record: _Record[ModelT], reason: str = "") -> None:
+        """Free a version once its last lease has ended."""
+        self._move(name, version, record, ModelState.UNLOADING, reason)
+        task = asyncio.get_running_loop().create_task(self._unload(name, version, record), name=_task_name(name))
         self._unloads.add(task)
         task.add_done_callback(self._unloads.discard)
 
@@ -316,7 +381,7 @@ class ModelRepository(Generic[ModelT]):
         await record.loaded.drain()
         record.loaded.close()
         record.loaded = None
-        self._move(name, version, record, ModelState.UNKNOWN)
+        self._move(name, version, record, ModelState.UNKNOWN, record.reason)
 
     async def close(self) -> None:
         """Unload everything, the last good versions too. Only when no request can come any more."""
@@ -365,6 +430,10 @@ def _settled(seen: dict[str, FoundModel], before: dict[str, FoundModel] | None) 
         }
         for name, found in seen.items()
     }
+
+
+def _task_name(model: str) -> str:
+    return f"unload {model}"
 
 
 def _because(reason: str) -> str:

@@ -5,7 +5,7 @@ UNKNOWN      LOADING      the policy wants it
 LOADING      READY        every gate passed
 LOADING      UNAVAILABLE  a gate failed (reason kept)
 UNAVAILABLE  LOADING      its files changed
-READY        UNLOADING    the policy no longer wants it, and another is ready
+READY        UNLOADING    the policy no longer wants it, and another is ready; or it was unloaded by name
 UNLOADING    UNKNOWN      its last lease ended and it was freed
 """
 

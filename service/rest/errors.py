@@ -14,7 +14,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service.errors import FoveaError, InternalError, InvalidParameter, ModelNotReady, Overloaded
+from service.errors import (
+    FoveaError,
+    InternalError,
+    InvalidParameter,
+    ModelNotReady,
+    Overloaded,
+    Unauthorized,
+    UnsupportedContentEncoding,
+)
 from service.rest.context import context_of, route_path
 
 logger = logging.getLogger(__name__)
@@ -32,6 +40,11 @@ STATUS: dict[str, tuple[int, str]] = {
     "invalid_image": (422, "The image cannot be used"),
     "image_too_large": (422, "The image is too large"),
     "invalid_parameter": (422, "A parameter is not acceptable"),
+    "invalid_tensor": (400, "The tensor cannot be used"),
+    "non_finite_output": (400, "The answer is not a finite number"),
+    "admin_disabled": (403, "Admin calls are off"),
+    "unauthorized": (401, "Not authorized"),
+    "load_refused": (400, "The model did not load"),
     "client_disconnected": (400, "The client left"),  # written to nobody
     "overloaded": (503, "Overloaded"),
     "draining": (503, "Shutting down"),
@@ -78,8 +91,14 @@ def item_error(error: FoveaError) -> dict[str, Any]:
 def error_response(request: Request, error: FoveaError) -> Response:
     """Any fault of ours or the caller's, in the protocol of the path it was asked under."""
     status, title = STATUS[error.code]
+    if status == 422 and _speaks_plain(route_path(request.scope)):
+        status = 400  # the tensor protocols have one status for everything wrong with the data
     headers = {}
-    if isinstance(error, Overloaded):
+    if isinstance(error, UnsupportedContentEncoding):
+        headers["accept-encoding"] = "gzip, deflate"
+    elif isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    elif isinstance(error, Overloaded):
         headers["retry-after"] = str(error.retry_after_seconds)
     elif isinstance(error, ModelNotReady):
         headers["retry-after"] = "3"
