@@ -6,10 +6,13 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from service.rest import classify, errors, native, probes
+from service.rest import classify, errors, native, probes, v1
 from service.rest.classify import ClassifyRoute
 from service.rest.middleware import RequestLayer
 from service.rest.schemas import ClassifyBody, ClassifyOut, ProblemOut
+from service.rest.v1 import PredictRoute
+from service.rest.v2 import infer, listings, repository
+from service.rest.v2.infer import InferRoute
 from service.server import InferenceServer
 
 if TYPE_CHECKING:
@@ -32,14 +35,16 @@ def create_api(server: InferenceServer) -> FastAPI:
     errors.install(app)
     app.include_router(probes.build_router(server))
     app.include_router(native.build_router(server))
+    for protocol in (listings, repository, v1):
+        app.include_router(protocol.build_router(server))
     probes.add_docs(app)
-    _document_classify(app)
+    _document_data_plane(app)
     return app
 
 
 def create_app(server: InferenceServer, tracing: "Tracing | None" = None) -> ASGIApp:
-    """What uvicorn serves: the request layer, then the classify route, then FastAPI for everything else."""
-    app: ASGIApp = ClassifyRoute(create_api(server), server)
+    """What uvicorn serves: the request layer, then the data plane, then FastAPI for everything else."""
+    app: ASGIApp = ClassifyRoute(InferRoute(PredictRoute(create_api(server), server), server), server)
     settings = server.settings
     if settings.server.cors_origins:
         app = CORSMiddleware(
@@ -52,8 +57,8 @@ def create_app(server: InferenceServer, tracing: "Tracing | None" = None) -> ASG
     return RequestLayer(app, settings, lambda: server.is_draining, tracing)
 
 
-def _document_classify(app: FastAPI) -> None:
-    """Add the route that FastAPI does not serve, and the schemas that it does not know, to its OpenAPI document."""
+def _document_data_plane(app: FastAPI) -> None:
+    """Add the routes that FastAPI does not serve, and the schemas that it does not know, to its OpenAPI document."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -63,7 +68,11 @@ def _document_classify(app: FastAPI) -> None:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= schema.pop("$defs", {})
             schemas[model.__name__] = schema
-        document["paths"] = classify.openapi_paths() | document["paths"]
+        document["paths"] = {
+            path: operations
+            for protocol in (classify, infer, v1)
+            for path, operations in protocol.openapi_paths().items()
+        } | document["paths"]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

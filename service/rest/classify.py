@@ -7,7 +7,7 @@ event loop together. FastAPI keeps what is asked rarely, and the documentation; 
 import asyncio
 import re
 from collections.abc import Coroutine
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
@@ -23,6 +23,8 @@ from service.rest import errors, uploads
 from service.rest.context import context_of, route_path
 from service.rest.schemas import DEFAULT_TOP_K, ClassifyBody, ClassifyOut, ClassifyQuery, classify_answer
 from service.server import InferenceServer
+
+ResultT = TypeVar("ResultT")
 
 _PATH = re.compile(r"/api/v1/models/([^/]+)(?:/versions/([^/]+))?/classify")
 _ROUTE = "/api/v1/models/{model}/classify"
@@ -69,7 +71,7 @@ class ClassifyRoute:
         with self._pipeline.admit("native", ref) as context.ticket:
             ticket = context.ticket
             wanted = await self._read(request, ref, options, ticket)
-            result = await _unless_disconnected(request.receive, self._pipeline.classify(wanted, ticket))
+            result = await unless_disconnected(request.receive, self._pipeline.classify(wanted, ticket))
             answer = classify_answer(result, wanted, ticket, context.request_id)
         _note(request, result)
         return Response(answer, media_type="application/json")
@@ -97,7 +99,7 @@ class ClassifyRoute:
         return InferenceRequest(ref, images, deadline_at, options.top_k or DEFAULT_TOP_K, options.threshold)
 
 
-async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, InferenceResult]) -> InferenceResult:
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """Await `work`; give it up as soon as the client has gone. Raises ClientDisconnected."""
     task = asyncio.current_task()
     assert task is not None

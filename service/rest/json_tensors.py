@@ -1,0 +1,152 @@
+"""JSON bodies that hold tensors: strict, bounded, and read without a Python object for each number.
+
+simdjson keeps the document; numbers go from it into an array at once, and only what stands around them becomes Python
+values. A photograph's tensor takes 2.7 ms of the event loop so, and 8 through lists of floats.
+"""
+
+import binascii
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from simdjson import Array as JsonArray
+from simdjson import Object as JsonObject
+from simdjson import Parser
+
+from service.errors import InvalidTensor, MalformedRequest
+from service.tensors import Array
+
+MAX_MEMBERS = 64  # of one object; the protocols know fewer than ten
+MAX_RANK = 32  # numpy's own bound was 32 for decades; no network comes near
+_UTF8_MARK = b"\xef\xbb\xbf"
+# numpy's kind of dtype -> the kind of simdjson's buffer, which is 64 bits wide, and its dtype
+_BUFFER_OF: dict[str, tuple[Literal["d", "i", "u"], str]] = {"f": ("d", "<f8"), "i": ("i", "<i8"), "u": ("u", "<u8")}
+
+
+def parse(body: memoryview) -> JsonObject:
+    """The object that a body is. Raises MalformedRequest. Its arrays and objects stay simdjson's."""
+    if body[:3] == _UTF8_MARK:
+        raise MalformedRequest("The JSON begins with a byte order mark.")
+    try:
+        document = Parser().parse(body)
+    except UnicodeDecodeError:
+        raise MalformedRequest("The JSON is not UTF-8.") from None
+    except (ValueError, RuntimeError) as error:  # "NAME_OF_FAULT: what it is"
+        reason = str(error).partition(": ")[2] or "it is broken"
+        raise MalformedRequest(f"The JSON cannot be read: {reason.rstrip('.')}.") from None
+    if not isinstance(document, JsonObject):
+        raise MalformedRequest("The JSON is not an object.")
+    return document
+
+
+def members(found: Any, what: str) -> dict[str, Any]:
+    """An object's members. Raises MalformedRequest where it is none, is large, or has a key twice."""
+    if not isinstance(found, JsonObject):
+        raise MalformedRequest(f"{what} is not an object.")
+    if len(found) > MAX_MEMBERS:
+        raise MalformedRequest(f"{what} has more than {MAX_MEMBERS} members.")
+    names = list(found.keys())
+    if len(set(names)) != len(names):
+        raise MalformedRequest(f"{what} has a key twice.")
+    return {name: found[name] for name in names}
+
+
+def array_of(data: Any, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
+    """Numbers or booleans, flat or nested as `shape`, as an array of it. Raises InvalidTensor."""
+    if not isinstance(data, JsonArray):
+        raise InvalidTensor(f"Input {name!r}: data is not an array.")
+    if len(data) and isinstance(data[0], JsonArray):
+        _check_nesting(data, shape, name)
+    flat = _flat(data, name, np.dtype(dtype))
+    if flat.size != math.prod(shape):
+        raise InvalidTensor(f"Input {name!r}: {flat.size:,} values; its shape makes {math.prod(shape):,}.")
+    return flat.reshape(shape)
+
+
+def one(value: bool | int | float, name: str, dtype: str) -> Array:
+    """A single number as an array without dimensions. Raises InvalidTensor."""
+    return array_of(Parser().parse(b"[%s]" % orjson.dumps(value)), name, dtype, (1,)).reshape(())
+
+
+def shape_of(data: JsonArray) -> tuple[int, ...]:
+    """How a nested array is nested, by the first element of each level."""
+    shape: list[int] = []
+    level = data
+    while isinstance(level, JsonArray):
+        shape.append(len(level))
+        if not shape[-1] or len(shape) > MAX_RANK:
+            break
+        level = level[0]
+    return tuple(shape)
+
+
+def scalars(data: Any, name: str) -> Iterator[Any]:
+    """What stands in an array and in the arrays in it, in order. Raises InvalidTensor on too deep a nesting."""
+    if not isinstance(data, JsonArray):
+        raise InvalidTensor(f"Input {name!r}: data is not an array.")
+    pending = [iter(data)]
+    while pending:
+        for value in pending[-1]:
+            if isinstance(value, JsonArray):
+                if len(pending) > MAX_RANK:
+                    raise InvalidTensor(f"Input {name!r}: data is nested deeper than {MAX_RANK} levels.")
+                pending.append(iter(value))
+                break
+            yield value
+        else:
+            pending.pop()
+
+
+def from_base64(text: Any, what: str) -> bytes:
+    """RFC 4648, strictly. Raises MalformedRequest."""
+    if not isinstance(text, str) or text.endswith("==="):
+        raise MalformedRequest(f"{what} is not base64 (RFC 4648).")
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedRequest(f"{what} is not base64 (RFC 4648): {error}.") from None
+
+
+def base64_member(value: Any) -> Any:
+    """What stands under the one key of `{"b64": ...}`; None where `value` is something else."""
+    return value["b64"] if isinstance(value, JsonObject) and list(value.keys()) == ["b64"] else None
+
+
+def _check_nesting(data: JsonArray, shape: tuple[int, ...], name: str) -> None:
+    level = [data]
+    for place, size in enumerate(shape):
+        if any(len(array) != size for array in level):
+            break
+        if place == len(shape) - 1:
+            if level and size and isinstance(level[0][0], JsonArray):
+                break
+            return
+        children: list[Any] = [child for array in level for child in array]
+        if not all(isinstance(child, JsonArray) for child in children):
+            break
+        level = children
+    raise InvalidTensor(f"Input {name!r}: data is not nested as its shape says; send it so, or flat.")
+
+
+def _flat(data: JsonArray, name: str, dtype: np.dtype[Any]) -> Array:
+    if dtype.kind == "b":
+        values = list(scalars(data, name))
+        if not all(isinstance(value, bool) for value in values):
+            raise InvalidTensor(f"Input {name!r}: data holds something other than true and false.")
+        return np.array(values, dtype)
+    kind, wide = _BUFFER_OF[dtype.kind]
+    try:
+        numbers: Array = np.frombuffer(data.as_buffer(of_type=kind), wide)
+    except (TypeError, ValueError):
+        raise InvalidTensor(f"Input {name!r}: data holds something that is no {dtype.name}.") from None
+    if dtype.kind != "f" and numbers.size:
+        bounds = np.iinfo(dtype)
+        if numbers.min() < bounds.min or numbers.max() > bounds.max:
+            raise InvalidTensor(f"Input {name!r}: data holds a number that is out of range for {dtype.name}.")
+    with np.errstate(over="ignore"):
+        narrow = numbers.astype(dtype)
+    if dtype.kind == "f" and not np.isfinite(narrow).all():
+        raise InvalidTensor(f"Input {name!r}: data holds a number that is out of range for {dtype.name}.")
+    return narrow
