@@ -230,7 +230,8 @@ def _binary_size(parameters: Mapping[str, Any], one: Mapping[str, Any], rest: me
 def _input(one: Mapping[str, Any], parameters: Mapping[str, Any], binary: memoryview | None) -> InputTensor:
     name, datatype = one["name"], one.get("datatype")
     if not isinstance(datatype, str) or datatype not in NUMPY_OF:
-        raise InvalidTensor(f"Input {name!r}: datatype {str(datatype)[:32]!r} is not one of {', '.join(NUMPY_OF)}.")
+        given = repr(datatype[:32]) if isinstance(datatype, str) else "missing or no string"
+        raise InvalidTensor(f"Input {name!r}: datatype is {given}, not one of {', '.join(NUMPY_OF)}.")
     shape = _shape(one.get("shape"), name)
     if binary is not None:
         if datatype == "BYTES":
