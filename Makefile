@@ -56,7 +56,10 @@ format: $(DEV)  ## Rewrite the code as ruff likes it
 bench: $(DEV)  ## Ceiling, served and their ratio, measured in one run (ARGS=--help for its options)
 	$(BIN)/python loadtests/bench.py $(ARGS)
 
-load: $(LOAD)  ## One load scenario, its SLO as exit code: SCENARIO=steady|ramp|spike|soak|mixed|open_loop
+tensors: $(DEV)  ## Binary and JSON tensors through /v2 against the same batch in-process
+	$(BIN)/python loadtests/tensors.py $(ARGS)
+
+load: $(LOAD)  ## One load scenario, its SLO as exit code: SCENARIO=steady|ramp|spike|soak|mixed|open_loop|v2_binary
 	.venv-load/bin/python loadtests/load.py $(SCENARIO) $(ARGS)
 
 slo: $(LOAD)  ## The highest rate that keeps p99 under a bound, and the curve
@@ -128,4 +131,4 @@ $(RECIPES): model_repo/recipes/requirements.txt
 	.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-.PHONY: help serve test check format bench load slo accuracy image test-real sbom dashboard recipe lock shape clean
+.PHONY: help serve test check format bench tensors load slo accuracy image test-real sbom dashboard recipe lock shape clean

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import gevent
 from locust import FastHttpUser, LoadTestShape, events
-from payloads import PAYLOADS, Payload
+from payloads import PAYLOADS, TENSOR_PAYLOADS, Payload
 
 SHED = " (shed)"
 _LONGEST_WAIT_SECONDS = 3.0  # the largest Retry-After that the service gives
@@ -30,7 +30,7 @@ class PayloadMix:
     """Payloads in given shares. Made when the scenario is loaded: encoding photographs is not part of the load."""
 
     def __init__(self, shares: dict[str, float], seed: int = 0) -> None:
-        self._payloads = [PAYLOADS[name]() for name in shares]
+        self._payloads = [(PAYLOADS | TENSOR_PAYLOADS)[name]() for name in shares]
         self._weights = list(shares.values())
         self._bodies = {payload.name: itertools.cycle(payload.bodies) for payload in self._payloads}
         self._random = random.Random(seed)
@@ -58,9 +58,9 @@ class Classifier(FastHttpUser):
         """
         payload, body = self.mix.next()
         with self.client.post(
-            f"/api/v1/models/{payload.model}/classify",
+            payload.path,
             data=body,
-            headers={"Content-Type": payload.content_type},
+            headers={"Content-Type": payload.content_type, **payload.headers},
             name=payload.name,
             catch_response=True,
         ) as answer:
@@ -70,9 +70,15 @@ class Classifier(FastHttpUser):
                 answer.request_meta["name"] = payload.name + SHED
                 answer.success()
                 return min(float(answer.headers["retry-after"]), _LONGEST_WAIT_SECONDS)
-            if answer.status_code == 200 and not answer.json()["results"][0].get("predictions"):
+            if answer.status_code == 200 and not _is_answer(payload, answer):
                 answer.failure("an answer without predictions")
         return 0.0
+
+
+def _is_answer(payload: Payload, answer: Any) -> bool:
+    if payload.path.startswith("/v2/"):
+        return "inference-header-content-length" in answer.headers
+    return bool(answer.json()["results"][0].get("predictions"))
 
 
 class Shape(LoadTestShape):

@@ -74,11 +74,36 @@ class TestDocument:
             (path, method): operation["responses"]["200"]["content"]["application/json"]["schema"]
             for path, operations in document["paths"].items()
             for method, operation in operations.items()
-            if path != "/metrics"
+            if path != "/metrics" and not path.startswith(("/v1/", "/v2"))
         }
         assert typed[CLASSIFY, "post"] == {"$ref": "#/components/schemas/ClassifyOut"}
         assert typed["/api/v1/models", "get"] == {"$ref": "#/components/schemas/ModelsOut"}
         assert all("$ref" in schema for schema in typed.values())
+
+    @pytest.mark.parametrize(
+        ("path", "method"),
+        [
+            ("/v2", "get"),
+            ("/v2/models/{model}/config", "get"),
+            ("/v2/models/{model}/versions/{version}/stats", "get"),
+            ("/v2/models/{model}/infer", "post"),
+            ("/v2/models/{model}/versions/{version}/infer", "post"),
+            ("/v2/repository/models/{model}/unload", "post"),
+            ("/v1/models/{model}:predict", "post"),
+        ],
+    )
+    def test_the_tensor_protocols_are_documented_with_their_own_errors(
+        self, document: dict[str, Any], path: str, method: str
+    ) -> None:
+        responses = document["paths"][path][method]["responses"]
+        assert "200" in responses
+        for status, response in responses.items():
+            if status not in ("200", "422"):
+                assert response["content"]["application/json"]["schema"]["required"] == ["error"]
+
+    def test_every_operation_has_a_name_of_its_own(self, document: dict[str, Any]) -> None:
+        names = [each["operationId"] for operations in document["paths"].values() for each in operations.values()]
+        assert len(set(names)) == len(names)
 
     def test_metrics_are_documented_as_text(self, document: dict[str, Any]) -> None:
         assert document["paths"]["/metrics"]["get"]["responses"]["200"]["content"].keys() == {"text/plain"}

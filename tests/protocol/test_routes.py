@@ -104,7 +104,9 @@ class TestUnknownRoutes:
         answer = raw_http.exchange(server.port, raw_http.request("GET", path))
         problem_of(answer, 404, "not_found")
 
-    @pytest.mark.parametrize("path", ["/v1", "/v1/nowhere", "/v2", "/v2/nowhere", "/v2/models/digits/trace/setting"])
+    @pytest.mark.parametrize(
+        "path", ["/v1", "/v1/nowhere", "/v2/models/", "/v2/nowhere", "/v2/models/digits/trace/setting"]
+    )
     @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
     def test_unknown_route_of_the_tensor_protocols_says_error(
         self, client: httpx2.Client, method: str, path: str

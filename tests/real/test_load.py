@@ -18,7 +18,7 @@ import pytest
 from tests.support.server_process import MODEL_REPO, PROJECT, ServerProcess, clean_environment
 
 PYTHON = PROJECT / ".venv-load" / "bin" / "python"
-SCENARIOS = ("mixed", "open_loop", "ramp", "soak", "spike", "steady")
+SCENARIOS = ("mixed", "open_loop", "ramp", "soak", "spike", "steady", "v2_binary")
 LOOSE = ("--max-p99-ms", "20000", "--max-shed-ratio", "0.9", "--min-rate", "0.1")
 
 pytestmark = [

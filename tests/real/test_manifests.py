@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from service.config import OWN_PATHS
+from service.config import load as load_settings
 from tests.real import images, nginx
 from tests.support import bodies, raw_http
 from tests.support.server_process import PROJECT
@@ -36,6 +37,8 @@ CRD_FILES = {
     "ScaledObject": "keda_scaledobjects_crd.yaml",
     "ServiceMonitor": "prometheus_operator_servicemonitors_crd.yaml",
     "PrometheusRule": "prometheus_operator_prometheusrules_crd.yaml",
+    "ServingRuntime": "kserve_servingruntimes_crd.yaml",
+    "InferenceService": "kserve_inferenceservices_crd.yaml",
 }
 
 Resource = dict[str, Any]
@@ -134,6 +137,32 @@ class TestSchemas:
         wrong["spec"]["endpoints"][0]["intervall"] = "15s"
         with pytest.raises(jsonschema.ValidationError, match="intervall"):
             jsonschema.validate(wrong, crd_schema(wrong["kind"], wrong["apiVersion"]))
+
+    @pytest.mark.parametrize("path", sorted(KUBERNETES.glob("kserve/*.yaml")), ids=lambda path: path.stem)
+    def test_kserve_resources_are_valid(self, path: Path) -> None:
+        jsonschema = pytest.importorskip("jsonschema")
+        if not CRDS.is_dir():
+            pytest.skip(f"no schemas of custom resources at {CRDS}")
+        each = yaml.safe_load(path.read_text())
+        schema = crd_schema(each["kind"], each["apiVersion"])
+        jsonschema.validate(each, schema)
+        each["spec"]["replicaz"] = 1
+        with pytest.raises(jsonschema.ValidationError, match="replicaz"):
+            jsonschema.validate(each, schema)
+
+    def test_kserve_runtime_and_service_fit_each_other_and_the_base(self) -> None:
+        runtime, service = (
+            yaml.safe_load((KUBERNETES / "kserve" / f"{name}.yaml").read_text())
+            for name in ("servingruntime", "inferenceservice")
+        )
+        model = service["spec"]["predictor"]["model"]
+        assert model["runtime"] == runtime["metadata"]["name"]
+        assert model["modelFormat"]["name"] in {each["name"] for each in runtime["spec"]["supportedModelFormats"]}
+        assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+        (container,) = runtime["spec"]["containers"]
+        assert container["resources"] == container_of("cpu")["resources"]
+        settings = {each["name"]: each["value"] for each in container["env"]}
+        assert load_settings(environment=settings).repository.path == Path("/mnt/models")
 
     def test_compose_file_is_valid(self) -> None:
         run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml")
