@@ -113,6 +113,7 @@ def test_no_rate_holds_an_impossible_promise(server: ServerProcess, tmp_path: Pa
     assert "no rate held" in done.stdout
 
 
+@pytest.mark.timeout(1800)
 def test_the_simulation_predicts_runs_it_has_not_seen(tmp_path: Path) -> None:
     """Throughput within 10 %, p99 within 25 %. A neighbour's load on this machine is no fault of the simulation's:
 
@@ -120,7 +121,7 @@ def test_the_simulation_predicts_runs_it_has_not_seen(tmp_path: Path) -> None:
     """
     for attempt in range(3):
         report_file = tmp_path / f"{attempt}.json"
-        done = run("calibrate.py", "--json", report_file, timeout_seconds=240)
+        done = run("calibrate.py", "--json", report_file, timeout_seconds=580)
         checks = json.loads(report_file.read_text())["checks"]
         assert len(checks) == 3
         if not any(check["others_cpus"] > 0.06 for check in checks):
