@@ -20,6 +20,7 @@ from service.imaging import formats
 from service.messages import ImagePayload, InferenceRequest, InferenceResult, ModelRef
 from service.pipeline import Ticket
 from service.rest import errors, uploads
+from service.rest.connection import Departure
 from service.rest.context import context_of, route_path
 from service.rest.schemas import DEFAULT_TOP_K, ClassifyBody, ClassifyOut, ClassifyQuery, classify_answer
 from service.server import InferenceServer
@@ -69,7 +70,7 @@ class ClassifyRoute:
         with self._pipeline.admit("native", ref) as context.ticket:
             ticket = context.ticket
             wanted = await self._read(request, ref, options, ticket)
-            result = await _unless_disconnected(request.receive, self._pipeline.classify(wanted, ticket))
+            result = await _unless_gone(request.scope["fovea.departure"], self._pipeline.classify(wanted, ticket))
             answer = classify_answer(result, wanted, ticket, context.request_id)
         _note(request, result)
         return Response(answer, media_type="application/json")
@@ -97,20 +98,18 @@ class ClassifyRoute:
         return InferenceRequest(ref, images, deadline_at, options.top_k or DEFAULT_TOP_K, options.threshold)
 
 
-async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, InferenceResult]) -> InferenceResult:
+async def _unless_gone(departure: Departure, work: Coroutine[Any, Any, InferenceResult]) -> InferenceResult:
     """Await `work`; give it up as soon as the client has gone. Raises ClientDisconnected."""
     task = asyncio.current_task()
     assert task is not None
     gone = False
 
-    async def watch() -> None:
+    def give_up() -> None:
         nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
         gone = True
         task.cancel()
 
-    watcher = asyncio.get_running_loop().create_task(watch())
+    departure.on_departure = give_up
     try:
         return await work
     except asyncio.CancelledError:
@@ -118,7 +117,7 @@ async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Infer
             raise ClientDisconnected("The client left before the answer.") from None
         raise
     finally:
-        watcher.cancel()
+        departure.on_departure = None
 
 
 def _merged(query: _Options, body: ClassifyBody) -> _Options:

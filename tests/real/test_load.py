@@ -64,7 +64,8 @@ def test_a_scenario_holds_loose_objectives_and_reports(scenario: str, server: Se
     assert json.loads((folder / "stats.json").read_text())
     with (folder / f"{scenario}_stats.csv").open(newline="") as file:
         rows = {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(file)}
-    assert rows["Aggregated"] == verdict["measured"]["requests"]
+    measured = verdict["measured"]["requests"]
+    assert 0.9 * measured <= rows["Aggregated"] <= measured  # Locust's CSV files do not wait for the last answers
 
 
 def test_an_impossible_objective_gives_exit_code_1(server: ServerProcess, tmp_path: Path) -> None:
