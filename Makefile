@@ -94,7 +94,7 @@ lock: $(DEV)  ## Resolve the dependencies again into requirements/*.txt
 	$(COMPILE) --extra cpu --extra opencv --extra tracing --group dev -o requirements/dev.txt
 	$(COMPILE) loadtests/requirements.in --extra cpu --group build -o requirements/load.txt
 	echo 'checkov>=3.2' | $(BIN)/uv pip compile - --generate-hashes --no-header --quiet $(UPGRADE) -o requirements/checkov.txt
-	$(COMPILE) tests/real/requirements.in --extra cpu --extra tracing --group dev -o requirements/real.txt
+	$(COMPILE) tests/real/requirements.in --extra cpu --extra opencv --extra tracing --group dev -o requirements/real.txt
 
 shape: $(DEV)  ## The longest functions and the largest files: to look at
 	$(BIN)/python tests/support/shape.py

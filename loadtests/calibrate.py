@@ -46,6 +46,7 @@ _PREDICTIONS = 5
 _WINDOWS = 5
 _PATIENCE = 2  # times as many windows are tried until enough were quiet
 _QUIET_CPUS = 0.06  # 3 % of two CPUs; at 80 % load a neighbour that takes that much moves p99 by a fifth
+_WAKE_SECONDS = 0.004  # a tick of a 250 Hz kernel: until then a running thread may keep its CPU from a woken one
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -65,7 +66,7 @@ class Calibration:
     def replica(self, rate: float = 0.0, *, shares_cpus: bool = True) -> ReplicaSpec:
         """One replica here, beside a generator of `rate` where that shares its CPUs."""
         taken = rate * self.client_cpu_seconds if shares_cpus else 0.0
-        return ReplicaSpec(self.times, max(0.1, self.cpus - taken), self.instances, self.batching)
+        return ReplicaSpec(self.times, max(0.1, self.cpus - taken), self.instances, self.batching, shares_cpus)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Calibration":
@@ -80,7 +81,7 @@ def calibrate(payload: Payload, server: LocalServer, repository: Path, seconds: 
     instances = next(item["instances"] for item in details["versions"] if item["state"] == "READY")
     batching = _batching(details["batching"])
     execution, slowdown = _executions(InProcess(repository, payload), batching.max_batch_size, seconds / 2)
-    times = Times(execution, slowdown)
+    times = Times(execution, slowdown, wake=_WAKE_SECONDS)
     known = Calibration(payload.name, payload.model, usable_cpus(), instances, batching, times, 0.0, 0.0)
     url = f"{server.url}/api/v1/models/{payload.model}/classify"
     easy = _EASY_LOAD * closed_loop(url, payload.bodies, payload.content_type, 32, 2.0).rate
@@ -230,6 +231,7 @@ def _timed(inside: InProcess, threads: int, size: int, seconds: float) -> list[f
     ends_at = time.perf_counter() + seconds
 
     def work(number: int) -> None:
+        inside.batch(number, size)  # a thread's first execution pays for its memory
         while time.perf_counter() < ends_at:
             cpu_at = time.thread_time()  # CPU time: what others on the machine take is not the model's
             inside.batch(number + size * len(samples), size)
@@ -293,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--payload", choices=list(PAYLOADS), default="photo")
     parser.add_argument("--model-repo", type=Path, default=Path("model_repo"))
     parser.add_argument("--seconds", type=float, default=16.0, help="of calibration")
-    parser.add_argument("--check-seconds", type=float, default=20.0, help="of each checked rate; 0: calibrate only")
+    parser.add_argument("--check-seconds", type=float, default=60.0, help="of each checked rate; 0: calibrate only")
     parser.add_argument("--repeat", type=int, default=1, help="calibrate and check so many times")
     parser.add_argument("--json", type=Path, default=Path("build/load/calibration.json"))
     options = parser.parse_args(arguments)

@@ -7,8 +7,9 @@
 Which batch leaves when is decided by the service's own policy, imported. Of the batcher's driver it repeats the two
 refusals: a full queue, and a wait that would be or was too long.
 
-A replica has `cpus`, shared as an operating system does it: the event loop sleeps much, so it comes first when it
-wakes; executions share what it leaves, each at most one CPU. Executions side by side also slow each other down (caches,
+A replica has `cpus`, shared as an operating system does it: an event loop that sleeps is woken by an arrival and, where
+executions have every CPU, waits for a part of the scheduler's slice; then it comes first, and executions share what it
+leaves, each at most one CPU. Executions side by side also slow each other down (caches,
 memory, the interpreter's lock) by a measured factor. Seconds throughout; everything random comes from one seed.
 """
 
@@ -41,6 +42,7 @@ class Times:
     loop_in: float = 0.0
     loop_out: float = 0.0
     wire: float = 0.0  # constant part of a client's latency that occupies nothing
+    wake: float = 0.0  # longest wait of a woken thread for a CPU while executions have them all: the scheduler's slice
 
     def draw(self, size: int, chance: random.Random) -> float:
         """CPU seconds of one execution of `size` images."""
@@ -62,6 +64,7 @@ class ReplicaSpec:
     cpus: float = 2.0
     instances: int = 2
     batching: BatchingSpec = field(default_factory=BatchingSpec)
+    client_inside: bool = False  # the generator shares these CPUs, and waits for one as the event loop does
 
 
 @dataclass(slots=True)
@@ -119,7 +122,21 @@ class Replica:
 
     def accept(self, request: Request) -> None:
         self.outstanding += 1
+        delay = self._wait_for_cpu() if self._spec.client_inside else 0.0
+        if not self._loop_busy:
+            delay += self._wait_for_cpu()
+        self._clock.at(self._clock.now + delay, lambda: self._receive(request))
+
+    def _receive(self, request: Request) -> None:
         self._on_loop(self._spec.times.loop_in, lambda: self._enqueue(request))
+
+    def _wait_for_cpu(self) -> float:
+        """How long a thread that wakes now waits until it runs."""
+        if not self._spec.times.wake or len(self._running) < round(self._spec.cpus):
+            return 0.0
+        self._advance()
+        next_end = min(execution.left for execution in self._running) / (self._speed() or math.inf)
+        return min(self._chance.uniform(0.0, self._spec.times.wake), max(0.0, next_end))
 
     # The event loop: one thing at a time
 
@@ -248,6 +265,8 @@ class Replica:
     def _answer(self, request: Request) -> None:
         self.outstanding -= 1
         request.ended_at = self._clock.now + self._spec.times.wire
+        if self._spec.client_inside:
+            request.ended_at += self._wait_for_cpu()
 
 
 # Load balancing: which of the ready replicas takes a request

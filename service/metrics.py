@@ -34,6 +34,9 @@ _LABELS_SHOWN = 50
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nobody reads
 
 
+_RequestKey = tuple[str, int | None, str, Outcome]
+
+
 class StateSource(Protocol):
     """What the scrape asks the repository for."""
 
@@ -157,6 +160,7 @@ class Metrics:
         gauge("fovea_build_info", "The running build.", ["version"]).labels(version).set(1)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
+        self._request_children: dict[_RequestKey, tuple[Counter, Histogram, Histogram]] = {}
         self._loaded: dict[tuple[str, int], ModelMetrics] = {}
         self._providers: dict[tuple[str, str], str] = {}
         self._times_loaded: Counts[tuple[str, int]] = Counts()
@@ -193,10 +197,20 @@ class Metrics:
     def request_finished(
         self, model: str, version: int | None, protocol: str, outcome: Outcome, seconds: float, receive_seconds: float
     ) -> None:
-        self.requests.labels(model, OTHER if version is None else str(version), protocol, outcome.value).inc()
-        self.request_seconds.labels(model, protocol).observe(seconds)
+        key = (model, version, protocol, outcome)
+        children = self._request_children.get(key)
+        if children is None:
+            number = OTHER if version is None else str(version)
+            children = self._request_children[key] = (
+                self.requests.labels(model, number, protocol, outcome.value),
+                self.request_seconds.labels(model, protocol),
+                self.stage_seconds.labels(model, "receive"),
+            )
+        ended, took, received = children
+        ended.inc()
+        took.observe(seconds)
         if receive_seconds > 0:
-            self.stage_seconds.labels(model, "receive").observe(receive_seconds)
+            received.observe(receive_seconds)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -1,7 +1,7 @@
 """LoadedModel: one version of one model, ready to answer.
 
 Composes preprocessing, batching, an engine and a task; owns them and closes them. Loading is blocking and runs on a
-thread; everything else belongs to the event loop, but `_work`, which is what an execution thread does with a batch.
+thread; everything else belongs to the event loop, but `_work`, which is what a lane runs for a batch.
 Knows no HTTP and not which versions there are.
 """
 
@@ -38,7 +38,7 @@ from service.imaging.decode import DecodeBudget
 from service.imaging.preprocess import InspectedImage, Preprocessor
 from service.imaging.spec import ImageLimits, InputSpec
 from service.inference_statistics import Execution, Statistics
-from service.lane import ExecutionThreads, FusedLane, Lane
+from service.lane import ExecutionThreads, FusedLane, InlineLane, Lane
 from service.manifest import ModelSpec
 from service.messages import Classification, ImagePayload, Prediction, Stage, Timings
 from service.metrics import Metrics, ModelMetrics
@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 MODEL_FILE = "model.onnx"
 _MOST_TIMING_SECONDS = 0.4  # of a load, spent on finding the batch size that pays
 _TIMED_RUNS = 3
+_INLINE_SECONDS = 0.001  # an execution that takes no longer may run on the event loop ...
+_INLINE_BYTES = 128 * 1024  # ... with images or rows that have no more bytes in all, encoded and decoded
 
 
 class ImageItem(NamedTuple):
@@ -126,6 +128,7 @@ class LoadedParts:
     preprocessor: Preprocessor | None
     sha256: str
     instances: int
+    batch_seconds: float
 
 
 def stages_of(entry: ModelEntry, ended_at: float) -> tuple[Stage, ...]:
@@ -153,12 +156,16 @@ def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
     spec = manifests.resolve(manifest, labels, engine.inputs, engine.outputs, engine.provider.name)
     task = TASKS[spec.task_name](spec.task)
     preprocessor = Preprocessor(spec.input, context.limits, context.budget) if spec.input else None
-    parts = LoadedParts(spec, engine, task, preprocessor, manifests.checksum(file), manifest.execution.instances)
+    instances = manifest.execution.instances
+    parts = LoadedParts(spec, engine, task, preprocessor, manifests.checksum(file), instances, math.inf)
     _warm_up(parts)
-    if manifest.batching.max_batch_size is None:
-        batching = replace(spec.batching, max_batch_size=_measured_batch_size(parts))
-        parts = replace(parts, spec=replace(spec, batching=batching))
-    return parts
+    largest = spec.batching.max_batch_size
+    seconds_of = _time_batches(parts, [largest] if manifest.batching.max_batch_size else _batch_sizes(largest))
+    if not seconds_of:
+        return parts
+    size = paying_batch_size(seconds_of, _INLINE_SECONDS)
+    batching = replace(spec.batching, max_batch_size=size)
+    return replace(parts, spec=replace(spec, batching=batching), batch_seconds=seconds_of[size])
 
 
 def _warm_up(parts: LoadedParts) -> None:
@@ -176,24 +183,38 @@ def _warm_up(parts: LoadedParts) -> None:
         _refuse_activation_twice(parts.spec, raw)
 
 
-def _measured_batch_size(parts: LoadedParts, clock: Callable[[], float] = time.perf_counter) -> int:
-    """The batch size that pays, of 2, 4, 8 and so on to the largest; what takes too long to time is not considered."""
-    largest = parts.spec.batching.max_batch_size
-    if parts.spec.input is None:
-        return largest
+def _batch_sizes(largest: int) -> list[int]:
+    return [size for size in (2, 4, 8, 16, 32) if size <= largest] or [largest]
+
+
+def _time_batches(
+    parts: LoadedParts, sizes: Sequence[int], clock: Callable[[], float] = time.perf_counter
+) -> dict[int, float]:
+    """Seconds of an execution by batch size, as far as there is time for; nothing for a model that takes no images."""
     seconds_of: dict[int, float] = {}
+    if parts.spec.input is None:
+        return seconds_of
     started_at = clock()
-    for size in (2, 4, 8, 16, 32):
-        if size > largest:
-            break
+    for size in sizes:
         noise = _noise(parts.spec.input, size)
         for _ in range(_TIMED_RUNS):
             run_at = clock()
             if run_at - started_at > _MOST_TIMING_SECONDS:
-                break
+                return seconds_of
             _run(parts, noise)
             seconds_of[size] = min(seconds_of.get(size, math.inf), clock() - run_at)
-    return paying_batch_size(seconds_of) if seconds_of else largest
+    return seconds_of
+
+
+def _lane(parts: LoadedParts, threads: ExecutionThreads) -> Lane:
+    """Where the version runs: what the manifest says, else by provider and by what warm-up measured."""
+    if parts.instances:
+        return FusedLane(threads, parts.instances)
+    if parts.engine.provider.name != "cpu":
+        return FusedLane(threads, 1)
+    if parts.batch_seconds <= _INLINE_SECONDS:
+        return InlineLane(threads)
+    return FusedLane(threads, threads.count)
 
 
 def _noise(spec: InputSpec, size: int) -> npt.NDArray[Any]:
@@ -235,6 +256,14 @@ def _scores_or_fault(task: Task, row: npt.NDArray[Any]) -> Scores | EngineFailed
         return error
 
 
+def _nbytes(item: Item) -> int:
+    """What an item weighs, for whether its batch is light."""
+    if not isinstance(item, TensorItem):
+        return item.image.nbytes
+    nbytes = sum(array.nbytes for array in item.tensors)
+    return nbytes if item.row is None else nbytes // len(item.tensors[0])
+
+
 def _consecutive_rows(items: Sequence[Item]) -> tuple[Array, ...] | None:
     """The items' tensors without a copy: all of an unbatched request, or neighbouring rows of one request.
 
@@ -257,7 +286,7 @@ def _consecutive_rows(items: Sequence[Item]) -> tuple[Array, ...] | None:
 class LoadedModel:
     """One version in service. Made on the event loop from what `load` returned."""
 
-    def __init__(self, name: str, version: int, parts: LoadedParts, context: LoadContext, instances: int) -> None:
+    def __init__(self, name: str, version: int, parts: LoadedParts, context: LoadContext) -> None:
         self.name = name
         self.version = version
         self._parts = parts
@@ -278,7 +307,7 @@ class LoadedModel:
             name, version, parts.spec.task.labels, parts.engine.provider.name
         )
         self._all_metrics = context.metrics
-        self._lane: Lane = FusedLane(context.threads, instances)
+        self._lane = _lane(parts, context.threads)
         batching = parts.spec.batching
         self._batcher: Batcher[Item, Answer] = Batcher(
             batching, FairShare(batching), self._execute, self._metrics, instances=self._lane.width
@@ -357,14 +386,15 @@ class LoadedModel:
         self._parts.engine.close()
 
     async def _execute(self, batch: Sequence[ModelEntry]) -> list[tuple[ModelEntry, Answer]]:
-        done = await self._lane.run(partial(self._work, batch))
+        light = sum(_nbytes(entry.item) for entry in batch) <= _INLINE_BYTES
+        done = await self._lane.run(partial(self._work, batch), light=light)
         for execution in done.executions:
             self.statistics.executed(execution)
         self._metrics.postprocessed(sum(execution.output_seconds for execution in done.executions))
         return done.answered
 
     def _work(self, batch: Sequence[ModelEntry]) -> Done:
-        """Fill, run, finish. On an execution thread. Rows of different shapes run apart from each other."""
+        """Fill, run, finish. Where the lane runs it. Rows of different shapes run apart from each other."""
         done = Done([], [])
         for group in [batch] if self._stackable else self._by_shape(batch):
             self._run_group(group, done)

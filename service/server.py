@@ -46,8 +46,7 @@ class ModelLoader:
 
     async def load(self, model: FoundModel, version: int) -> LoadedModel:
         parts = await asyncio.to_thread(partial(load, model.folder, version, self._context))
-        instances = parts.instances or (self._context.threads.count if parts.engine.provider.name == "cpu" else 1)
-        return LoadedModel(model.name, version, parts, self._context, instances)
+        return LoadedModel(model.name, version, parts, self._context)
 
 
 class InferenceServer:

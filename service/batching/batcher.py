@@ -4,9 +4,12 @@ Theory of operation
 ===================
 
 A caller submits an item with a deadline and awaits its entry. The batcher keeps the entry in a bounded queue and asks
-its policy, whenever something changed, whether a batch should leave now. What can change is exactly this: an entry
+its policy, whenever something changed, whether a batch should leave now. What can change is exactly this: entries
 arrived, an execution ended, or the moment came that the policy had asked for. There is no polling and no thread of its
 own; all state lives on the event loop, so there is no lock.
+
+What arrives in one turn of the event loop is looked at together, at its end: requests that were read from their sockets
+in the same turn share a batch, and none waits for another turn.
 
     submit ──> queue ──pump──> policy.decide ──Dispatch(n)──> form ──> execute(batch) ──> entries resolved
                  ^                  │                                        │
@@ -97,6 +100,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._executing = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._pump_is_due = False
         self._seconds_of: dict[int, float] = {}  # batch size -> seconds of an execution, a moving average
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -124,15 +128,26 @@ class Batcher(Generic[ItemT, ResultT]):
 
         Raises Overloaded where the queue is full or too slow for `max_queue_wait_ms`.
         """
-        if self._queue.is_full:
-            raise self._overloaded("queue_full", f"The model's queue is full ({len(self._queue)} entries).")
-        if self.backlog_seconds * 1000.0 > self._spec.max_queue_wait_ms:
-            raise self._overloaded("queue_wait", f"The wait would be {self.backlog_seconds:.1f} s.")
+        refusal = self._refusal()
+        if refusal is not None and self._pump_is_due:
+            self._pump()  # what arrived in this turn may be able to leave
+            refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
         entry: Entry[ItemT, ResultT] = Entry(item, self._clock(), deadline_at, asyncio.get_running_loop())
         self._queue.push(entry)
         self._quiet.clear()
-        self._pump()
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            entry.loop.call_soon(self._pump)
         return entry
+
+    def _refusal(self) -> Overloaded | None:
+        if self._queue.is_full:
+            return self._overloaded("queue_full", f"The model's queue is full ({len(self._queue)} entries).")
+        if self.backlog_seconds * 1000.0 > self._spec.max_queue_wait_ms:
+            return self._overloaded("queue_wait", f"The wait would be {self.backlog_seconds:.1f} s.")
+        return None
 
     def forget(self, entry: Entry[ItemT, ResultT]) -> None:
         """The caller no longer waits: a queued entry leaves the queue, a running one runs on unread."""
@@ -146,6 +161,7 @@ class Batcher(Generic[ItemT, ResultT]):
         await self._quiet.wait()
 
     def _pump(self) -> None:
+        self._pump_is_due = False
         while True:
             now = self._clock()
             free = self._instances - self._executing

@@ -7,10 +7,17 @@ slower in eights than in twos. Pure: timings in, a size out.
 
 from collections.abc import Mapping
 
+_WORTH_INLINE = 8
 _AS_GOOD = 1.05  # a larger batch that is at most this much slower for each image is taken: it spares the event loop
 
 
-def paying_batch_size(seconds_of: Mapping[int, float]) -> int:
-    """The largest of the measured batch sizes that is as good as the best, by seconds for each image."""
+def paying_batch_size(seconds_of: Mapping[int, float], inline_seconds: float) -> int:
+    """The largest of the measured batch sizes that is as good as the best, by seconds for each image.
+
+    Where batches of `_WORTH_INLINE` take at most `inline_seconds`, only those count that do not take longer: such a
+    model runs on the event loop, and gains more by that than by a larger batch.
+    """
+    if seconds_of.get(_WORTH_INLINE, inline_seconds + 1) <= inline_seconds:
+        seconds_of = {size: seconds for size, seconds in seconds_of.items() if seconds <= inline_seconds}
     best = min(seconds / size for size, seconds in seconds_of.items())
     return max(size for size, seconds in seconds_of.items() if seconds / size <= best * _AS_GOOD)

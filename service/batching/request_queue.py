@@ -15,7 +15,7 @@ ResultT = TypeVar("ResultT")
 class Entry(Generic[ItemT, ResultT]):
     """One unit of work and the reply it carries. `await entry` gives the result or raises the fault."""
 
-    __slots__ = ("_loop", "deadline_at", "dispatched_at", "future", "item", "queued_at")
+    __slots__ = ("deadline_at", "dispatched_at", "future", "item", "loop", "queued_at")
 
     def __init__(self, item: ItemT, queued_at: float, deadline_at: float, loop: asyncio.AbstractEventLoop) -> None:
         self.item = item
@@ -23,7 +23,7 @@ class Entry(Generic[ItemT, ResultT]):
         self.deadline_at = deadline_at
         self.dispatched_at: float | None = None
         self.future: asyncio.Future[ResultT] = loop.create_future()
-        self._loop = loop
+        self.loop = loop
 
     @property
     def is_done(self) -> bool:
@@ -50,7 +50,7 @@ class Entry(Generic[ItemT, ResultT]):
 
     def reject(self, error: BaseException) -> None:
         """Fail from an execution thread, at once, while the rest of the batch goes on."""
-        self._loop.call_soon_threadsafe(self.fail, error)
+        self.loop.call_soon_threadsafe(self.fail, error)
 
 
 class RequestQueue(Generic[ItemT, ResultT]):

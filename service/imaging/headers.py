@@ -25,7 +25,8 @@ _ORIENTATION_TAG = 0x0112
 class ImageHeader:
     """`width` and `height` in pixels as stored; `orientation` is Exif's, 1 to 8, 1 where absent or nonsense.
 
-    `is_plain` says that a JPEG has 8 bits and one or three components: what libjpeg-turbo makes gray or RGB of itself.
+    `is_plain` says that nothing about it needs interpreting: a JPEG of 8 bits and one or three components, a PNG of 8
+    bits, gray or RGB, not interlaced, transparent or animated, and in one run of chunks.
     """
 
     format: str
@@ -101,8 +102,10 @@ def read_png(data: bytes) -> ImageHeader:
     """IHDR, then the list of chunks for Exif and a proper end."""
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise InvalidImage("The PNG has no header chunk: it is truncated or damaged.")
-    width, height = struct.unpack_from(">II", data, 16)
+    width, height, bits, kind, _, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
+    is_plain = bits == 8 and kind in (0, 2) and interlace == 0
     orientation = 1
+    runs, before = 0, b""
     position = 33
     for _ in range(_MAX_SEGMENTS):
         if position + 12 > len(data):
@@ -111,25 +114,38 @@ def read_png(data: bytes) -> ImageHeader:
         name = data[position + 4 : position + 8]
         if name == b"IEND":
             break
-        if name == b"eXIf":
+        if name == b"IDAT":
+            runs += before != b"IDAT"
+        elif name == b"eXIf":
             orientation = exif_orientation(data[position + 8 : position + 8 + length])
+        elif name in (b"tRNS", b"acTL", b"IHDR"):
+            is_plain = False
+        before = name
         position += 12 + length
     else:
         raise InvalidImage("The PNG has too many chunks.")
-    return _checked(ImageHeader("png", width, height, orientation))
+    return _checked(ImageHeader("png", width, height, orientation, is_plain and runs == 1))
 
 
-def png_checksums_hold(data: bytes) -> bool:
-    """Whether every chunk of a PNG, up to its end, has the CRC-32 that it carries. Pillow does not look at all."""
+def png_pixel_data(data: bytes) -> bytes | None:
+    """What a PNG's IDAT chunks hold together; None where a chunk before the end has not the CRC-32 that it carries.
+
+    Pillow does not look at checksums at all.
+    """
+    view = memoryview(data)
+    parts: list[memoryview] = []
     position = 8
     while position + 12 <= len(data):
-        end = position + 8 + int.from_bytes(data[position : position + 4])
-        if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4]):
-            return False
-        if data[position + 4 : position + 8] == b"IEND":
-            return True
+        end = position + 8 + int.from_bytes(view[position : position + 4])
+        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            return None
+        name = data[position + 4 : position + 8]
+        if name == b"IDAT":
+            parts.append(view[position + 8 : end])
+        elif name == b"IEND":
+            return b"".join(parts)
         position = end + 4
-    return False
+    return None
 
 
 def read_webp(data: bytes) -> ImageHeader:

@@ -41,6 +41,11 @@ class InspectedImage:
     decoded_bytes: int
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that preparing it touches: encoded and decoded."""
+        return len(self.data) + self.decoded_bytes
+
+    @property
     def info(self) -> ImageInfo:
         return ImageInfo(self.header.format, *self.displayed)
 
@@ -63,8 +68,10 @@ class Preprocessor:
         std = np.asarray(spec.std, np.float64)
         gain = np.broadcast_to(np.asarray(spec.scale, np.float64) / std, spec.channels)
         bias = np.broadcast_to(-np.asarray(spec.mean, np.float64) / std, spec.channels)
-        self._gain = np.ascontiguousarray(gain, np.float32)
-        self._bias = np.ascontiguousarray(bias, np.float32)
+        across = (-1, 1, 1) if spec.layout == "nchw" else (-1,)
+        self._gain = np.ascontiguousarray(gain, np.float32).reshape(across)
+        self._bias = np.ascontiguousarray(bias, np.float32).reshape(across)
+        self._has_bias = bool(self._bias.any())
         self._is_raw = spec.dtype == "uint8"
 
     def inspect(self, payload: ImagePayload) -> InspectedImage:
@@ -138,14 +145,13 @@ class Preprocessor:
             if picture.dtype != np.uint8:
                 picture = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
             np.copyto(out, _arranged(picture, self.spec))
-        elif self.spec.layout == "nchw" and not self._gray and out.dtype == np.float32:
-            np.multiply(picture.transpose(2, 0, 1), self._gain.reshape(-1, 1, 1), out=out)
-            out += self._bias.reshape(-1, 1, 1)
         else:
-            shape = (-1, 1, 1) if self.spec.layout == "nchw" else (-1,)
-            scaled = np.multiply(_arranged(picture, self.spec), self._gain.reshape(shape), dtype=np.float32)
-            scaled += self._bias.reshape(shape)
-            np.copyto(out, scaled, casting="same_kind")
+            scaled = out if out.dtype == np.float32 else np.empty(out.shape, np.float32)
+            np.multiply(_arranged(picture, self.spec), self._gain, out=scaled)
+            if self._has_bias:
+                scaled += self._bias
+            if scaled is not out:
+                np.copyto(out, scaled, casting="same_kind")
 
 
 def oriented(pixels: Pixels, orientation: int) -> Pixels:

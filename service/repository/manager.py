@@ -162,10 +162,16 @@ class ModelRepository(Generic[ModelT]):
             if record.leases == 0:
                 record.unused.set()
 
+    def _unknown(self, name: str) -> ModelNotFound | ModelNotReady:
+        """Before the folder was read nobody knows what it holds: a client, or a proxy, had better ask again."""
+        if self._seen is None:
+            return ModelNotReady(f"Model {name!r} is not ready: the repository has not been read yet.")
+        return ModelNotFound(f"There is no model {name!r}.")
+
     def _find(self, ref: ModelRef) -> tuple[int, _Record[ModelT]]:
         model = self._models.get(ref.name)
         if model is None:
-            raise ModelNotFound(f"There is no model {ref.name!r}.")
+            raise self._unknown(ref.name)
         version = model.default if ref.version is None else ref.version
         if version is None:
             raise ModelNotReady(f"Model {ref.name!r} is not ready: {self._status(ref.name, model).reason}.")
@@ -184,9 +190,9 @@ class ModelRepository(Generic[ModelT]):
         return [self._status(name, model) for name, model in sorted(self._models.items())]
 
     def status(self, name: str) -> ModelStatus[ModelT]:
-        """One model. Raises ModelNotFound."""
+        """One model. Raises ModelNotFound, or ModelNotReady before the first look."""
         if name not in self._models:
-            raise ModelNotFound(f"There is no model {name!r}.")
+            raise self._unknown(name)
         return self._status(name, self._models[name])
 
     def states(self) -> Iterator[tuple[str, str, str]]:

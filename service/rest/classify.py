@@ -20,6 +20,7 @@ from service.imaging import formats
 from service.messages import ImagePayload, InferenceRequest, InferenceResult, ModelRef
 from service.pipeline import Ticket
 from service.rest import errors, uploads
+from service.rest.connection import Departure
 from service.rest.context import context_of, route_path
 from service.rest.schemas import DEFAULT_TOP_K, ClassifyBody, ClassifyOut, ClassifyQuery, classify_answer
 from service.server import InferenceServer
@@ -71,7 +72,7 @@ class ClassifyRoute:
         with self._pipeline.admit("native", ref) as context.ticket:
             ticket = context.ticket
             wanted = await self._read(request, ref, options, ticket)
-            result = await unless_disconnected(request.receive, self._pipeline.classify(wanted, ticket))
+            result = await unless_gone(request.scope["fovea.departure"], self._pipeline.classify(wanted, ticket))
             answer = classify_answer(result, wanted, ticket, context.request_id)
         _note(request, result)
         return Response(answer, media_type="application/json")
@@ -99,20 +100,18 @@ class ClassifyRoute:
         return InferenceRequest(ref, images, deadline_at, options.top_k or DEFAULT_TOP_K, options.threshold)
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+async def unless_gone(departure: Departure, work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """Await `work`; give it up as soon as the client has gone. Raises ClientDisconnected."""
     task = asyncio.current_task()
     assert task is not None
     gone = False
 
-    async def watch() -> None:
+    def give_up() -> None:
         nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
         gone = True
         task.cancel()
 
-    watcher = asyncio.get_running_loop().create_task(watch())
+    departure.on_departure = give_up
     try:
         return await work
     except asyncio.CancelledError:
@@ -120,7 +119,7 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result
             raise ClientDisconnected("The client left before the answer.") from None
         raise
     finally:
-        watcher.cancel()
+        departure.on_departure = None
 
 
 def _merged(query: _Options, body: ClassifyBody) -> _Options:

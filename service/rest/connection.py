@@ -8,7 +8,7 @@ import asyncio
 import logging
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,8 +19,32 @@ logger = logging.getLogger(__name__)
 _FIRST_REQUEST_SECONDS = 1.0  # a client that has just connected sends its request within this, or has none
 
 
+class Departure:
+    """Tells whoever answers a request that its client has gone: `on_departure` is called then, once."""
+
+    __slots__ = ("on_departure",)
+
+    def __init__(self) -> None:
+        self.on_departure: Callable[[], object] | None = None
+
+
 class Connection(HttpToolsProtocol):
-    """Closes at shutdown only when nothing is under way and nothing is about to be read."""
+    """Closes at shutdown only when nothing is under way and nothing is about to be read.
+
+    Every scope has a `Departure` under "fovea.departure": a call instead of a task that waits beside every request.
+    """
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["fovea.departure"] = Departure()  # type: ignore[typeddict-unknown-key]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        cycle = self.cycle
+        super().connection_lost(exc)
+        if cycle is not None and not cycle.response_complete:
+            departure: Departure = cycle.scope["fovea.departure"]  # type: ignore[typeddict-item]
+            if departure.on_departure is not None:
+                departure.on_departure()
 
     def shutdown(self) -> None:
         """No further requests: finish what runs, read what was sent, then close."""

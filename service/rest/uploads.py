@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from service.config import LimitSettings
 from service.errors import (
@@ -76,7 +76,12 @@ async def read_body(request: Request, ticket: Ticket, limit_bytes: int, timeout_
     size = 0
     try:
         async with asyncio.timeout(timeout_seconds):
-            async for chunk in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnected("The client left while sending.")
+                chunk, more = message["body"], message["more_body"]
                 size += len(chunk)
                 if size > limit_bytes:
                     raise PayloadTooLarge(f"The body has more than {limit_bytes:,} bytes.")
@@ -84,8 +89,6 @@ async def read_body(request: Request, ticket: Ticket, limit_bytes: int, timeout_
                 chunks.append(chunk)
     except TimeoutError:
         raise BodyTimeout(f"The body did not arrive within {timeout_seconds:g} s.") from None
-    except ClientDisconnect:
-        raise ClientDisconnected("The client left while sending.") from None
     if size == 0:
         raise EmptyBody("The body is empty; send an image.")
     ticket.body_received()

@@ -23,7 +23,7 @@ from service.messages import ImagePayload
 from service.repository.manager import ModelStatus
 from service.repository.states import ModelState
 from service.rest import compression, json_tensors, tensor_body
-from service.rest.classify import unless_disconnected
+from service.rest.classify import unless_gone
 from service.rest.context import context_of
 from service.rest.json_tensors import base64_member, from_base64, members
 from service.rest.tensor_body import TensorRoute, model_ref
@@ -109,7 +109,7 @@ class PredictRoute(TensorRoute):
             body = await tensor_body.read(request, ticket, limits, 0, None)
             asked = parse(body, limits)
             wanted = TensorRequest(ref, asked.read, ticket.started_at + limits.timeout_ms / 1000)
-            result = await unless_disconnected(request.receive, self._pipeline.infer(wanted, ticket))
+            result = await unless_gone(request.scope["fovea.departure"], self._pipeline.infer(wanted, ticket))
             answer = render(result)
         tensor_body.note(request, result)
         return Response(answer, media_type="application/json")
@@ -123,7 +123,8 @@ class PredictBody(NamedTuple):
 
     def read(self, signature: Signature) -> Tensors | tuple[ImagePayload, ...]:
         """The tensors or images for a version. Raises InvalidTensor, MalformedRequest."""
-        if not isinstance(self.instances[0], JsonObject):
+        first: Any = self.instances[0]
+        if not isinstance(first, JsonObject):
             if len(signature.inputs) != 1:
                 names = ", ".join(spec.name for spec in signature.inputs)
                 raise InvalidTensor(f"The model has several inputs: give each instance as an object with {names}.")

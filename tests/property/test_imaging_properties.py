@@ -1,6 +1,8 @@
 """Any bytes give a tensor row or a typed error, within limits; and what an image becomes does not depend on luck."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import InvalidImage, UnsupportedMediaType
+from service.imaging.decode import decode
 from service.imaging.formats import FORMATS
 from service.imaging.geometry import box_before_orientation, place
-from service.imaging.headers import exif_orientation
+from service.imaging.headers import exif_orientation, read_png
 from service.imaging.spec import ImageLimits, InputSpec
 from tests.support import images, photos, reference
 
@@ -209,3 +212,55 @@ def test_good_images_of_any_size_are_near_the_reference(
     data = images.displaying(images.pattern(*size), orientation, pillow_format)
     difference = np.abs(images.prepared(data, spec).astype(float) - reference.tensor(data, spec))
     assert difference.mean() < 6.0, difference.mean()
+
+
+def _png_of(compressed: list[bytes], width: int, height: int, kind: int) -> bytes:
+    """A PNG with these IDAT chunks and right checksums, whatever is in them."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), *(chunk(b"IDAT", part) for part in compressed), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@given(
+    pixels=st.binary(min_size=1, max_size=300),
+    width=st.integers(1, 9),
+    is_color=st.booleans(),
+    flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 7)), max_size=2),
+    cut=st.none() | st.integers(0, 400),
+    split=st.integers(0, 400),
+    tail=st.binary(max_size=8),
+)
+@settings(deadline=None, max_examples=400)
+def test_a_plain_png_gets_the_verdict_and_the_pixels_of_pillows_file_layer(
+    pixels: bytes,
+    width: int,
+    is_color: bool,
+    flips: list[tuple[int, int]],
+    cut: int | None,
+    split: int,
+    tail: bytes,
+) -> None:
+    height = 1 + len(pixels) % 9
+    row = width * (3 if is_color else 1)
+    rows = (pixels * (1 + height * (row + 1) // len(pixels)))[: height * (row + 1)]
+    filtered = b"".join(bytes([rows[at] % 5]) + rows[at + 1 : at + row + 1] for at in range(0, len(rows), row + 1))
+    compressed = bytearray(zlib.compress(filtered))
+    for place_of_flip, bit in flips:
+        compressed[place_of_flip % len(compressed)] ^= 1 << bit
+    compressed = compressed[:cut] + tail
+    data = _png_of([bytes(compressed[:split]), bytes(compressed[split:])], width, height, 2 if is_color else 0)
+    header = read_png(data)
+    assert header.is_plain
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            expected = np.asarray(image)
+    except Exception:
+        with pytest.raises(InvalidImage):
+            decode(data, header, gray=not is_color, halvings=0, fast=False, background=(0, 0, 0))
+    else:
+        decoded = decode(data, header, gray=not is_color, halvings=0, fast=False, background=(0, 0, 0))
+        np.testing.assert_array_equal(decoded, expected)

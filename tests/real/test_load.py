@@ -64,7 +64,8 @@ def test_a_scenario_holds_loose_objectives_and_reports(scenario: str, server: Se
     assert json.loads((folder / "stats.json").read_text())
     with (folder / f"{scenario}_stats.csv").open(newline="") as file:
         rows = {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(file)}
-    assert rows["Aggregated"] == verdict["measured"]["requests"]
+    measured = verdict["measured"]["requests"]
+    assert 0.9 * measured <= rows["Aggregated"] <= measured  # Locust's CSV files do not wait for the last answers
 
 
 def test_an_impossible_objective_gives_exit_code_1(server: ServerProcess, tmp_path: Path) -> None:
@@ -113,6 +114,7 @@ def test_no_rate_holds_an_impossible_promise(server: ServerProcess, tmp_path: Pa
     assert "no rate held" in done.stdout
 
 
+@pytest.mark.timeout(1800)
 def test_the_simulation_predicts_runs_it_has_not_seen(tmp_path: Path) -> None:
     """Throughput within 10 %, p99 within 25 %. A neighbour's load on this machine is no fault of the simulation's:
 
@@ -120,7 +122,7 @@ def test_the_simulation_predicts_runs_it_has_not_seen(tmp_path: Path) -> None:
     """
     for attempt in range(3):
         report_file = tmp_path / f"{attempt}.json"
-        done = run("calibrate.py", "--json", report_file, timeout_seconds=240)
+        done = run("calibrate.py", "--json", report_file, timeout_seconds=580)
         checks = json.loads(report_file.read_text())["checks"]
         assert len(checks) == 3
         if not any(check["others_cpus"] > 0.06 for check in checks):

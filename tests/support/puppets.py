@@ -303,5 +303,5 @@ class PuppetService:
         task = TaskSpec(("red", "green", "blue"), "none")
         spec = ModelSpec("multiclass", task, image, "scores", self._batching)
         preprocessor = Preprocessor(image, limits, budget)
-        parts = LoadedParts(spec, self.engine, TASKS["multiclass"](task), preprocessor, "0" * 64, 1)
-        return LoadedModel(model.name, version, parts, LoadContext(self._threads, limits, budget, self.metrics), 1)
+        parts = LoadedParts(spec, self.engine, TASKS["multiclass"](task), preprocessor, "0" * 64, 1, 0.0)
+        return LoadedModel(model.name, version, parts, LoadContext(self._threads, limits, budget, self.metrics))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.lane import ExecutionThreads, FusedLane
+from service.lane import ExecutionThreads, FusedLane, InlineLane
 from tests.support.puppets import PATIENCE_SECONDS
 
 
@@ -55,6 +55,30 @@ async def test_a_job_that_started_is_finished_though_nobody_waits(threads: Execu
 async def test_lanes_share_the_threads_of_the_process(threads: ExecutionThreads) -> None:
     used = {await FusedLane(threads, 2).run(threading.get_ident) for _ in range(20)}
     assert len(used) <= threads.count == 2
+
+
+# Inline
+
+
+async def test_a_light_job_runs_on_the_event_loop_and_another_on_a_thread(threads: ExecutionThreads) -> None:
+    lane = InlineLane(threads)
+    assert await lane.run(threading.get_ident, light=True) == threading.get_ident()
+    assert await lane.run(threading.get_ident) != threading.get_ident()
+
+
+async def test_what_an_inline_job_tells_the_event_loop_is_heard_before_its_result(threads: ExecutionThreads) -> None:
+    heard: list[str] = []
+    loop = asyncio.get_running_loop()
+    await InlineLane(threads).run(lambda: loop.call_soon_threadsafe(heard.append, "rejected"), light=True)
+    assert heard == ["rejected"]
+
+
+async def test_what_an_inline_job_raises_comes_back(threads: ExecutionThreads) -> None:
+    def job() -> None:
+        raise MemoryError("in the job")
+
+    with pytest.raises(MemoryError, match="in the job"):
+        await InlineLane(threads).run(job, light=True)
 
 
 def _keeps_to(count: int, cpus: set[int]) -> list[set[int]]:

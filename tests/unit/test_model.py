@@ -277,7 +277,9 @@ async def test_a_model_is_warmed_with_one_two_and_the_largest_batch(
     monkeypatch.setattr(OrtEngine, "run", run)
     write_model(tmp_path, "model", manifest=manifest(batching={"max_batch_size": size}))
     async with serving(tmp_path):
-        assert sizes == sorted({1, min(2, size), size})
+        warmed = sorted({1, min(2, size), size})
+        assert sizes[: len(warmed)] == warmed
+        assert set(sizes[len(warmed) :]) == {size}  # and timed
 
 
 async def test_a_version_without_its_file_says_which(tmp_path: Path) -> None:
@@ -301,11 +303,12 @@ async def test_a_loaded_version_describes_itself(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "model", version=3, manifest=manifest(execution={"providers": '["cpu"]'}))
     async with serving(tmp_path, execution={"threads": 2}) as server:
         shown = description(server)
-        assert (shown.task, shown.labels, shown.instances) == ("multiclass", ("red", "green", "blue"), 2)
+        assert (shown.task, shown.labels) == ("multiclass", ("red", "green", "blue"))
+        assert shown.instances == 1  # so small a model runs on the event loop
         assert shown.sha256 == hashlib.sha256((folder / "3" / "model.onnx").read_bytes()).hexdigest()
         assert shown.engine.provider.name == "cpu"
         assert shown.engine.provider.fallback_reason is None
-        assert shown.spec.batching.max_batch_size == 8
+        assert shown.spec.batching.max_batch_size in (2, 4, 8)
         assert shown.spec.input is not None
         assert shown.spec.input.size == (8, 8)
 

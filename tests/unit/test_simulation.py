@@ -1,5 +1,6 @@
 """The simulation of loadtests/, against what queueing theory knows exactly."""
 
+import dataclasses
 import itertools
 import math
 import random
@@ -72,6 +73,18 @@ def test_two_executions_on_one_cpu_share_it() -> None:
 def test_executions_side_by_side_slow_each_other_down() -> None:
     outcome = Deployment(replica(cpus=2, instances=2, slowdown=1.5), 1).run([0.0, 0.0])
     assert outcome.latencies == pytest.approx([1.5 * SECONDS, 1.5 * SECONDS])
+
+
+def test_a_woken_event_loop_waits_for_a_cpu_at_most_until_an_execution_ends() -> None:
+    def second(wake: float, seed: int) -> float:
+        spec = replica(instances=2, cpus=2)
+        spec = dataclasses.replace(spec, times=dataclasses.replace(spec.times, wake=wake), instances=3)
+        return Deployment(spec, 1, seed=seed).run([0.0, 0.0, SECONDS / 2]).requests[2].queued_at - SECONDS / 2
+
+    assert second(0.0, 0) == 0.0
+    short = [second(SECONDS / 10, seed) for seed in range(50)]
+    assert 0.0 < min(short) < max(short) < SECONDS / 10
+    assert max(second(SECONDS * 10, seed) for seed in range(50)) == pytest.approx(SECONDS / 2)
 
 
 def test_the_event_loop_does_one_thing_at_a_time_and_comes_before_executions() -> None:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from service.errors import MalformedRequest
 from service.rest import compression, tensor_body
-from service.rest.classify import unless_disconnected
+from service.rest.classify import unless_gone
 from service.rest.context import context_of
 from service.rest.tensor_body import TensorRoute, model_ref
 from service.rest.v2.request import parse
@@ -49,7 +49,7 @@ class InferRoute(TensorRoute):
             asked = parse(body, header_length, request.headers.get("content-type", "").lower(), limits)
             timeout_ms = min(asked.timeout_us / 1000 or limits.timeout_ms, limits.timeout_ms)
             wanted = TensorRequest(ref, asked.read, ticket.started_at + timeout_ms / 1000)
-            result = await unless_disconnected(request.receive, self._pipeline.infer(wanted, ticket))
+            result = await unless_gone(request.scope["fovea.departure"], self._pipeline.infer(wanted, ticket))
             answer = render(result, asked)
         tensor_body.note(request, result)
         return await _response(answer, request.headers.get("accept-encoding", ""))

@@ -221,6 +221,25 @@ async def test_a_cancelled_entry_gives_its_place_back_at_once(bench: MakeBench) 
     assert b.batcher.waiting == 2
 
 
+async def test_what_arrives_in_one_turn_of_the_loop_shares_a_batch(bench: MakeBench) -> None:
+    b = bench(max_batch_size=4)
+    b.submit("a")
+    b.submit("b", "c")
+    assert b.batches == []
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert b.batches == [["a", "b", "c"]]
+
+
+async def test_a_free_instance_takes_what_arrived_before_anybody_is_refused(bench: MakeBench) -> None:
+    b = bench(max_batch_size=1, max_queue_size=2)
+    b.submit("a", "b", "c")
+    with pytest.raises(Overloaded):
+        b.submit("d")
+    await turns()
+    assert b.batches == [["a"]]
+
+
 async def test_a_backlog_slower_than_the_longest_wait_is_refused_by_the_measured_rate(
     bench: MakeBench, clock: FakeClock
 ) -> None:
@@ -230,6 +249,7 @@ async def test_a_backlog_slower_than_the_longest_wait_is_refused_by_the_measured
     b.execute.running[0].finish()
     await turns()
     b.submit("running")
+    await turns()
     b.submit("1", "2")
     assert b.batcher.backlog_seconds == pytest.approx(0.8)
     b.submit("3")
@@ -272,6 +292,7 @@ async def test_one_slow_execution_refuses_nobody(bench: MakeBench, clock: FakeCl
         b.execute.running[0].finish()
         await turns()
     b.submit("running")
+    await turns()
     b.submit("1", "2", "3")
     assert b.batcher.backlog_seconds < 1.0
 
@@ -286,6 +307,7 @@ async def test_the_measured_rate_follows_a_model_that_becomes_faster(bench: Make
         b.execute.running[0].finish()
         await turns()
         b.submit("running")
+        await turns()
         b.submit("waiting")
         rates.append(b.batcher.backlog_seconds)
         for _ in range(2):
@@ -628,7 +650,8 @@ async def test_the_observer_hears_the_length_of_the_queue(bench: MakeBench) -> N
     b = bench()
     await occupied(b)
     b.submit("a", "b")
-    assert b.log.queue_lengths[-2:] == [1, 2]
+    await turns()
+    assert b.log.queue_lengths[-1] == 2
     b.execute.running[0].finish()
     await turns()
     assert b.log.queue_lengths[-1] == 0

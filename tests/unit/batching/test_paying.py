@@ -16,4 +16,19 @@ from service.batching.paying import paying_batch_size
     ],
 )
 def test_the_largest_size_that_is_as_good_as_the_best_is_taken(milliseconds: dict[int, float], size: int) -> None:
-    assert paying_batch_size({size: value / 1000.0 for size, value in milliseconds.items()}) == size
+    assert paying_batch_size({size: value / 1000.0 for size, value in milliseconds.items()}, 0.0) == size
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "size"),
+    [
+        ({2: 0.2, 4: 0.35, 8: 0.65, 16: 1.1, 32: 2.0}, 8),  # sixteens would be a little cheaper, and too long
+        ({2: 0.05, 4: 0.06, 8: 0.08, 16: 0.13, 32: 0.24}, 32),
+        ({2: 0.6, 4: 1.1, 8: 2.1}, 8),  # eights are too long: no such model, so the best size is taken
+    ],
+)
+def test_a_model_that_may_run_on_the_event_loop_keeps_its_batches_short(
+    milliseconds: dict[int, float], size: int
+) -> None:
+    seconds_of = {size: value / 1000.0 for size, value in milliseconds.items()}
+    assert paying_batch_size(seconds_of, 0.001) == size

@@ -42,9 +42,10 @@ def test_pillow_is_asked_for_one_format_only_and_never_to_guess(monkeypatch: pyt
         return really_open(*args, **kwargs)
 
     monkeypatch.setattr(Image, "open", recording)
-    images.prepared(PNG, images.spec(decode="exact"))
+    images.prepared(PNG, images.spec(decode="exact"))  # by its class
     images.prepared(JPEG, images.spec(decode="exact"))
-    assert asked == [["PNG"], ["JPEG"]]
+    images.prepared(images.encoded(images.pattern(16, 16), "WEBP"), images.spec(decode="exact"))
+    assert asked == [["JPEG"], ["WEBP"]]
 
 
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - set(DEFAULT)))

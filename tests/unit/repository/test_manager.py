@@ -41,6 +41,16 @@ async def test_first_loads_are_pending_until_the_first_look_has_ended(shelf: She
     assert not shelf.repository.first_loads_pending
 
 
+async def test_before_the_folder_was_read_no_model_is_said_not_to_exist(shelf: Shelf) -> None:
+    for asked in (lambda: shelf.served("cats"), lambda: shelf.repository.status("cats")):
+        with pytest.raises(ModelNotReady, match="has not been read yet"):
+            asked()
+    await shelf.look()
+    for asked in (lambda: shelf.served("cats"), lambda: shelf.repository.status("cats")):
+        with pytest.raises(ModelNotFound):
+            asked()
+
+
 async def test_a_first_look_that_fails_leaves_no_load_pending(shelf: Shelf) -> None:
     shelf.source.is_readable = False
     with pytest.raises(ConfigurationError):
