@@ -20,6 +20,7 @@ from service.tensors import Array
 
 MAX_MEMBERS = 64  # of one object; the protocols know fewer than ten
 MAX_RANK = 32  # numpy's own bound was 32 for decades; no network comes near
+_NOT_NUMBERS = (b"NaN", b"Inf")
 _UTF8_MARK = b"\xef\xbb\xbf"
 # numpy's kind of dtype -> the kind of simdjson's buffer, which is 64 bits wide, and its dtype
 _BUFFER_OF: dict[str, tuple[Literal["d", "i", "u"], str]] = {"f": ("d", "<f8"), "i": ("i", "<i8"), "u": ("u", "<u8")}
@@ -35,6 +36,8 @@ def parse(body: memoryview) -> JsonObject:
         raise MalformedRequest("The JSON is not UTF-8.") from None
     except (ValueError, RuntimeError) as error:  # "NAME_OF_FAULT: what it is"
         reason = str(error).partition(": ")[2] or "it is broken"
+        if any(word in bytes(body) for word in _NOT_NUMBERS):  # perf_analyzer's random floats, for one
+            reason += " It may be NaN or Infinity, which JSON has not: send binary tensors"
         raise MalformedRequest(f"The JSON cannot be read: {reason.rstrip('.')}.") from None
     if not isinstance(document, JsonObject):
         raise MalformedRequest("The JSON is not an object.")

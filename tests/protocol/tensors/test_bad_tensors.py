@@ -135,6 +135,11 @@ def test_bad_request_is_400_and_the_server_goes_on(
 STRINGS = {"name": "text", "shape": [1, 2], "datatype": "BYTES"}
 
 
+def test_nan_in_json_is_refused_with_the_way_out(client: httpx2.Client) -> None:
+    content = body(GOOD).replace(b"1.0", b"NaN", 1)
+    assert "binary tensors" in client.post("/v2/models/both/infer", content=content).json()["error"]
+
+
 ELEMENTS = {
     "past-the-end": b"\x05\0\0\0abc",
     "no-data": b"\xff\xff\xff\xff",
