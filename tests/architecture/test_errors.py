@@ -1,9 +1,11 @@
 """Every error code has a row in every front-end's table, and every row has a code."""
 
 import pytest
+from starlette.requests import Request
 
-from service.errors import FoveaError, Outcome, all_codes
-from service.rest.errors import STATUS
+from service.errors import FoveaError, InvalidParameter, Outcome, all_codes
+from service.rest.context import RequestContext
+from service.rest.errors import STATUS, error_response
 
 CONTRACT = {  # contract.md section 3: the status of /api/v1
     "malformed_request": 400,
@@ -45,6 +47,12 @@ def test_every_code_has_a_row_in_the_rest_table_and_every_row_a_code() -> None:
 @pytest.mark.parametrize(("code", "status"), sorted(CONTRACT.items()))
 def test_a_code_has_the_status_of_the_contract(code: str, status: int) -> None:
     assert STATUS[code][0] == status
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v2/x", 400), ("/v1/x", 400), ("/api/v1/x", 422)])
+def test_the_tensor_protocols_have_one_status_for_bad_data(path: str, status: int) -> None:
+    scope = {"type": "http", "path": path, "root_path": "", "headers": [], "fovea": RequestContext([])}
+    assert error_response(Request(scope), InvalidParameter("out of range")).status_code == status
 
 
 def test_every_row_has_a_title() -> None:

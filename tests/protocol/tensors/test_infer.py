@@ -184,6 +184,13 @@ class TestClassification:
         found = self.ask(client, "both", tensor("x", ROWS), "double", classification=1)
         assert found == ("BYTES", [2, 1], ["0.000000:3", "8.000000:3"])
 
+    def test_ties_go_to_the_lower_index(self, client: httpx2.Client) -> None:
+        values = np.tile(np.float32([0, 1]), 32).reshape(1, 64)
+        inputs = (tensor("a", values), tensor("b", values))
+        asked = [{"name": "sum", "parameters": {"classification": 64}}]
+        found = infer(client, "/v2/models/open/infer", body(*inputs, outputs=asked)).json()["outputs"][0]["data"]
+        assert [int(each.split(":")[1]) for each in found] == [*range(1, 64, 2), *range(0, 64, 2)]
+
     def test_whole_numbers_have_no_decimals(self, client: httpx2.Client) -> None:
         one, other = (tensor(name, np.array([[7, -(2**63) + 10]])) for name in ("a", "b"))
         other["data"] = [0, 0]
