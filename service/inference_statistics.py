@@ -19,17 +19,22 @@ class Execution(NamedTuple):
 
 
 class Duration:
-    """How often, and how long in all."""
+    """How often, and how long in all. Added to with every request, read now and then: whole numbers are made there."""
 
-    __slots__ = ("count", "nanoseconds")
+    __slots__ = ("count", "seconds")
 
     def __init__(self) -> None:
         self.count = 0
-        self.nanoseconds = 0
+        self.seconds = 0.0
 
     def add(self, seconds: float) -> None:
         self.count += 1
-        self.nanoseconds += max(0, int(seconds * 1e9))
+        if seconds > 0:
+            self.seconds += seconds
+
+    @property
+    def nanoseconds(self) -> int:
+        return int(self.seconds * 1e9)
 
 
 class BatchDurations:
@@ -56,7 +61,9 @@ class VersionStatistics:
         self.inferences += execution.size
         self.executions += 1
         self.last_inference_ms = int(time.time() * 1000)
-        batch = self.batches.setdefault(execution.size, BatchDurations())
+        batch = self.batches.get(execution.size)
+        if batch is None:
+            batch = self.batches[execution.size] = BatchDurations()
         batch.input.add(execution.input_seconds)
         batch.infer.add(execution.infer_seconds)
         batch.output.add(execution.output_seconds)

@@ -44,7 +44,7 @@ from service.messages import Classification, ImagePayload, Prediction, Stage, Ti
 from service.metrics import Metrics, ModelMetrics
 from service.tasks import TASKS, Task
 from service.tasks.base import Scores
-from service.tensors import Array, Signature, TensorItem, TensorResult, Tensors, items_of, signature_of
+from service.tensors import Array, Shapes, Signature, TensorItem, TensorResult, Tensors, items_of, signature_of
 
 logger = logging.getLogger(__name__)
 
@@ -300,7 +300,7 @@ class LoadedModel:
             for index, spec in enumerate(parts.engine.outputs)
             if self.signature.is_batched and spec in self.signature.outputs
         ]
-        self._image_shapes = (parts.spec.input.shape,) if parts.spec.input else ()
+        self._image_shapes: Shapes = (parts.spec.input.shape,) if parts.spec.input else ()
         self.statistics = context.statistics.of(name, version)
         self._max_rows = context.max_rows
         self._metrics: ModelMetrics = context.metrics.model_loaded(
@@ -457,13 +457,15 @@ class LoadedModel:
 
     def _filled(self, group: Sequence[ModelEntry]) -> tuple[Tensors, list[tuple[ModelEntry, float, float]]]:
         """The graph's inputs, and the entries whose rows they are, each with when and how long it was filled."""
-        fill_at = time.monotonic()
-        whole = _consecutive_rows([entry.item for entry in group])
-        if whole is not None:  # nothing to copy
-            feeds = {spec.name: array for spec, array in zip(self.signature.inputs, whole, strict=True)}
-            return feeds, [(entry, fill_at, 0.0) for entry in group]
         first = group[0].item
-        shapes = first.shapes if isinstance(first, TensorItem) else self._image_shapes
+        shapes = self._image_shapes
+        if isinstance(first, TensorItem):
+            shapes = first.shapes
+            fill_at = time.monotonic()
+            whole = _consecutive_rows([entry.item for entry in group])
+            if whole is not None:  # nothing to copy
+                feeds = {spec.name: array for spec, array in zip(self.signature.inputs, whole, strict=True)}
+                return feeds, [(entry, fill_at, 0.0) for entry in group]
         arrays = [
             np.empty((len(group), *shape), spec.dtype)
             for spec, shape in zip(self.signature.inputs, shapes, strict=True)

@@ -79,8 +79,12 @@ class Ticket:
 
     def output_seconds(self, ended_at: float) -> float:
         """From the end of its last execution on."""
-        answers = [place.answer for place in self.images if isinstance(place, Entry)]
-        return ended_at - max((one.infer_at + one.infer_seconds for one in answers if one), default=ended_at)
+        inferred_at = 0.0
+        for place in self.images:
+            answer = place.answer if isinstance(place, Entry) else None
+            if answer is not None:
+                inferred_at = max(inferred_at, answer.infer_at + answer.infer_seconds)
+        return ended_at - inferred_at if inferred_at else 0.0
 
 
 class Pipeline:
