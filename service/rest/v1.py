@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from service.config import LimitSettings
 from service.engine.base import TensorSpec
-from service.errors import InvalidTensor, MalformedRequest, NonFiniteOutput, UnsupportedContentEncoding
+from service.errors import InvalidTensor, MalformedRequest, NonFiniteOutput, PayloadTooLarge, UnsupportedContentEncoding
 from service.messages import ImagePayload
 from service.repository.manager import ModelStatus
 from service.repository.states import ModelState
@@ -145,9 +145,9 @@ class PredictBody(NamedTuple):
 
 
 def parse(body: memoryview, limits: LimitSettings) -> PredictBody:
-    """A predict request's body. Raises MalformedRequest."""
+    """A predict request's body. Raises MalformedRequest, PayloadTooLarge."""
     if len(body) > limits.json_body_bytes:
-        raise MalformedRequest(f"The JSON has more than {limits.json_body_bytes:,} bytes.")
+        raise PayloadTooLarge(f"The JSON has more than {limits.json_body_bytes:,} bytes.")
     found = members(json_tensors.parse(body), "The request")
     instances = found.get("instances")
     if not isinstance(instances, JsonArray):

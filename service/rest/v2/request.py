@@ -13,7 +13,7 @@ import numpy as np
 from simdjson import Array as JsonArray
 
 from service.config import LimitSettings
-from service.errors import InvalidTensor, MalformedRequest
+from service.errors import InvalidTensor, MalformedRequest, PayloadTooLarge
 from service.messages import ImagePayload
 from service.rest import json_tensors
 from service.rest.json_tensors import base64_member, from_base64, members
@@ -125,7 +125,7 @@ class InferBody:
 def parse(body: memoryview, header_length: int | None, media_type: str, limits: LimitSettings) -> InferBody:
     """An infer request's body; `header_length` is how much of it is JSON, where the client says so.
 
-    Raises MalformedRequest, InvalidTensor.
+    Raises MalformedRequest, InvalidTensor, PayloadTooLarge.
     """
     if header_length == 0:
         image_type = media_type if media_type.startswith("image/") else None
@@ -133,8 +133,8 @@ def parse(body: memoryview, header_length: int | None, media_type: str, limits: 
     split = len(body) if header_length is None else header_length
     if split > len(body):
         raise MalformedRequest(f"Inference-Header-Content-Length is {split}; the body has {len(body):,} bytes.")
-    if header_length is None and len(body) > limits.json_body_bytes:
-        raise MalformedRequest(f"The JSON has more than {limits.json_body_bytes:,} bytes; send binary tensors.")
+    if split > limits.json_body_bytes:
+        raise PayloadTooLarge(f"The JSON has more than {limits.json_body_bytes:,} bytes; send binary tensors.")
     found = members(json_tensors.parse(body[:split]), "The request")
     parameters = _parameters(found.get("parameters"), "The request")
     _check_reserved(parameters)

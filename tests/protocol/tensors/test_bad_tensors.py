@@ -199,6 +199,11 @@ def test_too_many_bytes_are_413_before_they_are_read(server: ServerProcess) -> N
     assert answer.json()["error"]
 
 
+@pytest.mark.parametrize("path", ["/v2/models/both/infer", "/v1/models/both:predict"])
+def test_too_much_json_is_413_where_as_many_binary_bytes_are_not(client: httpx2.Client, path: str) -> None:
+    assert client.post(path, content=b" " * (28 * 2**20 + 1)).status_code == 413
+
+
 class TestFuzz:
     """Bodies that are nearly right: bytes changed, cut, doubled; values of JSON replaced."""
 
