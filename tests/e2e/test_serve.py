@@ -258,8 +258,10 @@ class TestRepository:
             status, body = server.get("/readyz")
             assert (status, b"no model is ready" in body) == (503, True)
             assert server.get("/api/v1/models") == (200, b'{"models":[]}')
-            problem_of(post(server, "digits"), 404, "model_not_found")
-            if not exists:
+            if exists:
+                problem_of(post(server, "digits"), 404, "model_not_found")
+            else:  # nobody knows what would be there
+                problem_of(post(server, "digits"), 503, "model_not_ready")
                 assert str(root) in server.wait_for_event("repository_unreadable")["reason"]
                 assert b"fovea_repository_errors_total 1.0" in server.get("/metrics")[1]
             assert server.stop() == 0
