@@ -76,8 +76,4 @@ class InlineLane:
         self._threads = FusedLane(threads, self.width)
 
     async def run(self, job: Callable[[], ResultT], *, light: bool = False) -> ResultT:
-        if not light:
-            return await self._threads.run(job)
-        result = job()
-        await asyncio.sleep(0)  # what the job has told the event loop is heard before its result, as from a thread
-        return result
+        return job() if light else await self._threads.run(job)

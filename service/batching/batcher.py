@@ -31,8 +31,10 @@ image) at once, and returns a result for each of the others. If it raises, the e
 One caller's fate never reaches its neighbours: a cancelled entry in a running batch only means that nobody reads that
 row.
 
-*Device first.* When an execution ends, the next batch leaves before the answers of the last one are handed out: writing
-answers is the event loop's work, and the instance need not wait for it.
+*Device first.* When an execution ends, the next batch leaves before the answers of the last one are written: that is
+the event loop's work, and the instance need not wait for it. An inline lane runs batches one after the other for some
+milliseconds before the loop reads from its sockets again, or it would serve a batch for each reading of all of them,
+however many are waiting there.
 
 *Drained.* `drain` waits until the queue is empty and no execution runs. Nothing is refused by it: who may still submit
 is decided further out (leases and admission).
@@ -60,6 +62,7 @@ logger = logging.getLogger(__name__)
 _FASTER_WEIGHT = 0.5
 _SLOWER_WEIGHT = 0.05
 _RETRY_AFTER_SECONDS = (1, 3)
+_TURN_SECONDS = 0.010  # of batches one after the other before the event loop looks at its sockets again
 
 Replies = Sequence[tuple[Entry[ItemT, ResultT], ResultT]]
 Execute = Callable[[Sequence[Entry[ItemT, ResultT]]], Awaitable[Replies[ItemT, ResultT]]]
@@ -162,18 +165,26 @@ class Batcher(Generic[ItemT, ResultT]):
 
     def _pump(self) -> None:
         self._pump_is_due = False
+        while batch := self._next_batch():
+            task = asyncio.get_running_loop().create_task(self._run(batch), name="execution")
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+        self._observer.queue_changed(len(self._queue))
+        self._settle()
+
+    def _next_batch(self) -> list[Entry[ItemT, ResultT]]:
+        """The batch that should leave now, counted as in execution; empty where none should."""
         while True:
             now = self._clock()
             free = self._instances - self._executing
             view = QueueView(len(self._queue), self._queue.oldest_at, free, self._instances)
             decision = self._policy.decide(view, now)
-            if isinstance(decision, Dispatch):
-                self._dispatch(self._form(decision.size, now), now)
-                continue
-            self._set_timer(decision.at - now if isinstance(decision, WaitUntil) else None)
-            break
-        self._observer.queue_changed(len(self._queue))
-        self._settle()
+            if not isinstance(decision, Dispatch):
+                self._set_timer(decision.at - now if isinstance(decision, WaitUntil) else None)
+                return []
+            if batch := self._form(decision.size, now):
+                self._executing += 1
+                return batch
 
     def _form(self, size: int, now: float) -> list[Entry[ItemT, ResultT]]:
         """The oldest `size` entries that are still worth running; the others are failed here."""
@@ -188,21 +199,22 @@ class Batcher(Generic[ItemT, ResultT]):
             elif now - entry.queued_at > longest_wait:
                 entry.fail(self._overloaded("queue_wait", f"Waited longer than {longest_wait:g} s in the queue."))
             else:
+                entry.dispatched_at = now
                 batch.append(entry)
         return batch
 
-    def _dispatch(self, batch: list[Entry[ItemT, ResultT]], now: float) -> None:
-        if not batch:
-            return
-        for entry in batch:
-            entry.dispatched_at = now
-        task = asyncio.get_running_loop().create_task(self._run(batch, now), name="execution")
-        self._executing += 1
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+    async def _run(self, batch: list[Entry[ItemT, ResultT]]) -> None:
+        """Run `batch`, and then the next one as long as the event loop can be spared: inline lanes do not yield it."""
+        began_at = self._clock()
+        while batch:
+            may_go_on = self._clock() - began_at < _TURN_SECONDS
+            batch = await self._run_one(batch, may_go_on)
 
-    async def _run(self, batch: list[Entry[ItemT, ResultT]], started_at: float) -> None:
+    async def _run_one(self, batch: list[Entry[ItemT, ResultT]], may_go_on: bool) -> list[Entry[ItemT, ResultT]]:
+        """Run a batch and hand out its answers; returns the one to run next."""
+        started_at = self._clock()
         replies: Replies[ItemT, ResultT] = ()
+        following: list[Entry[ItemT, ResultT]] = []
         fault: FoveaError = EngineFailed("The execution ended without an answer: this is a bug")
         try:
             replies = await self._execute(batch)
@@ -216,12 +228,14 @@ class Batcher(Generic[ItemT, ResultT]):
         self._learn(len(batch), self._clock() - started_at)
         self._executing -= 1
         try:
+            following = self._next_batch() if may_go_on else []
             self._pump()
         finally:
             for entry, result in replies:
                 entry.resolve(result)
             for entry in batch:
                 entry.fail(fault)  # whoever has no answer by now
+        return following
 
     def _learn(self, size: int, seconds: float) -> None:
         known = self._seconds_of.get(size, seconds)

@@ -49,8 +49,18 @@ class Entry(Generic[ItemT, ResultT]):
             self.future.exception()  # the caller may be gone: an error nobody reads is not worth a warning
 
     def reject(self, error: BaseException) -> None:
-        """Fail from an execution thread, at once, while the rest of the batch goes on."""
-        self.loop.call_soon_threadsafe(self.fail, error)
+        """Fail from wherever the batch runs, at once, while the rest of it goes on."""
+        if _runs_here(self.loop):
+            self.fail(error)
+        else:
+            self.loop.call_soon_threadsafe(self.fail, error)
+
+
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:  # none in this thread
+        return False
 
 
 class RequestQueue(Generic[ItemT, ResultT]):

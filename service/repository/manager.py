@@ -166,7 +166,7 @@ class ModelRepository(Generic[ModelT]):
         """Before the folder was read nobody knows what it holds: a client, or a proxy, had better ask again."""
         if self._seen is None:
             return ModelNotReady(f"Model {name!r} is not ready: the repository has not been read yet.")
-        return ModelNotFound(f"There is no model {name!r}.")
+        return ModelNotFound(f"Request for unknown model: {name!r} is not found.")
 
     def _find(self, ref: ModelRef) -> tuple[int, _Record[ModelT]]:
         model = self._models.get(ref.name)
@@ -177,7 +177,7 @@ class ModelRepository(Generic[ModelT]):
             raise ModelNotReady(f"Model {ref.name!r} is not ready: {self._status(ref.name, model).reason}.")
         record = model.records.get(version)
         if record is None:
-            raise ModelNotFound(f"Model {ref.name!r} has no version {version}.")
+            raise ModelNotFound(f"Request for unknown model: {ref.name!r} version {version} is not found.")
         if record.state is not ModelState.READY:
             state = record.state.lower()
             raise ModelNotReady(f"Version {version} of model {ref.name!r} is {state}{_because(record.reason)}.")
@@ -236,7 +236,7 @@ class ModelRepository(Generic[ModelT]):
             await self._reconcile_all(by_name=name)
             model = self._models.get(name)
             if model is None:
-                raise ModelNotFound(f"There is no model {name!r}.")
+                raise ModelNotFound(f"failed to load {name!r}: there is no such model.")
             for version, record in sorted(model.records.items()):
                 fingerprint = model.found.versions.get(version)
                 if record.state is ModelState.READY and fingerprint not in (None, record.fingerprint):
@@ -249,7 +249,7 @@ class ModelRepository(Generic[ModelT]):
         async with self._reconciling:
             model = self._models.get(name)
             if model is None:
-                raise ModelNotFound(f"There is no model {name!r}.")
+                raise ModelNotFound(f"Request for unknown model: {name!r} is not found.")
             self._held.add(name)
             for version, record in model.records.items():
                 if record.state is ModelState.READY:

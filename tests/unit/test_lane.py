@@ -66,13 +66,6 @@ async def test_a_light_job_runs_on_the_event_loop_and_another_on_a_thread(thread
     assert await lane.run(threading.get_ident) != threading.get_ident()
 
 
-async def test_what_an_inline_job_tells_the_event_loop_is_heard_before_its_result(threads: ExecutionThreads) -> None:
-    heard: list[str] = []
-    loop = asyncio.get_running_loop()
-    await InlineLane(threads).run(lambda: loop.call_soon_threadsafe(heard.append, "rejected"), light=True)
-    assert heard == ["rejected"]
-
-
 async def test_what_an_inline_job_raises_comes_back(threads: ExecutionThreads) -> None:
     def job() -> None:
         raise MemoryError("in the job")

@@ -25,6 +25,8 @@ EXTENSIONS = [
     "statistics",
 ]
 _PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
+_NO_FORMAT = "FORMAT_NONE"
+_FORMATS = {"nchw": "FORMAT_NCHW", "nhwc": "FORMAT_NHWC"}  # of images; Triton's own image client refuses any other
 _TAGS = ["open inference protocol"]
 _OF_A_MODEL: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (404, 503)}
 _MODEL = "/models/{model}"
@@ -153,6 +155,8 @@ def _config(model: LoadedModel, max_rows: int) -> dict[str, Any]:
     batching = description.spec.batching
     first = 1 if signature.is_batched else 0
     labelled = description.spec.output_tensor if description.spec.has_labels else None
+    image = description.spec.input
+    formats = {} if image is None else {image.tensor: _FORMATS.get(image.layout, _NO_FORMAT)}
     is_gpu = description.engine.provider.name != "cpu"
     config: dict[str, Any] = {
         "name": model.name,
@@ -165,7 +169,7 @@ def _config(model: LoadedModel, max_rows: int) -> dict[str, Any]:
             {
                 "name": spec.name,
                 "data_type": config_type(spec.dtype),
-                "format": "FORMAT_NONE",
+                "format": formats.get(spec.name, _NO_FORMAT),
                 "dims": list(spec.shape[first:]),
                 "is_shape_tensor": False,
                 "allow_ragged_batch": False,

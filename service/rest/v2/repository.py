@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import AdminDisabled, MalformedRequest, Unauthorized
+from service.errors import AdminDisabled, MalformedRequest, PayloadTooLarge, Unauthorized
 from service.repository.manager import ModelStatus
 from service.repository.states import ModelState
 from service.rest import uploads
@@ -22,6 +22,7 @@ _ADMIN: dict[int | str, dict[str, Any]] = {
     401: ERRORS[400] | {"description": "The admin token is missing or wrong"},
     403: ERRORS[400] | {"description": "Admin calls are off: no token is configured"},
     404: ERRORS[404],
+    413: ERRORS[413],
 }
 
 
@@ -29,7 +30,7 @@ def build_router(server: InferenceServer) -> APIRouter:
     """Bound to `server`."""
     router = APIRouter(prefix="/v2/repository", tags=list(_TAGS))
 
-    @router.post("/index", responses={400: ERRORS[400]})
+    @router.post("/index", responses={status: ERRORS[status] for status in (400, 413)})
     async def index(request: Request) -> list[dict[str, str]]:
         """Every version known, with its state and the reason for it; `{"ready": true}` for those in service only."""
         body = await _body(request)
@@ -76,7 +77,7 @@ async def _body(request: Request) -> dict[str, Any]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > _MOST_BYTES:
-            raise MalformedRequest(f"The body has more than {_MOST_BYTES:,} bytes.")
+            raise PayloadTooLarge(f"The body has more than {_MOST_BYTES:,} bytes.")
     found = uploads.parse_json(body) if body.strip() else {}
     if not isinstance(found, dict):
         raise MalformedRequest("The JSON is not an object.")

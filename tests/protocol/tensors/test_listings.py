@@ -112,6 +112,16 @@ class TestMetadata:
         assert get(client, "/v2/models/colors/config")["output"][0]["label_filename"] == "labels.txt"
         assert get(client, "/v2/models/sum/config")["output"][0]["label_filename"] == ""
 
+    @pytest.mark.parametrize(
+        ("model", "wanted"),
+        [("imagenet", "FORMAT_NCHW"), ("colors", "FORMAT_NCHW"), ("digits", "FORMAT_NHWC"), ("sum", "FORMAT_NONE")],
+    )
+    def test_the_layout_of_images_is_told_as_image_clients_need(
+        self, client: httpx2.Client, model: str, wanted: str
+    ) -> None:
+        found = get(client, f"/v2/models/{model}/config")["input"]
+        assert {one["format"] for one in found} == {wanted}
+
 
 class TestStatistics:
     def of(self, client: httpx2.Client, model: str, place: str = "") -> dict[str, Any]:

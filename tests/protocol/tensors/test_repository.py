@@ -132,9 +132,17 @@ def test_overrides_are_refused(client: httpx2.Client, path: str, parameters: Any
     assert client.get("/v2/models/sum/ready").status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"[" * 250_000, b"{" * 100, b"\xff", b'{"a": ' + b"1" * 70_000 + b"}"])
+@pytest.mark.parametrize("body", [b"[" * 60_000, b"{" * 100, b"\xff", b'{"a": ' + b"1" * 60_000 + b"}"])
 def test_bodies_that_cannot_be_read_are_refused(client: httpx2.Client, body: bytes) -> None:
     assert client.post("/v2/repository/models/sum/load", headers=ADMIN, content=body).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["index", "models/sum/load", "models/sum/unload"])
+def test_a_body_of_too_many_bytes_is_413(client: httpx2.Client, path: str) -> None:
+    answer = client.post(f"/v2/repository/{path}", headers=ADMIN, content=b" " * (64 * 1024 + 1))
+    assert answer.status_code == 413
+    assert "65,536" in answer.json()["error"]
+    assert client.get("/v2/models/sum/ready").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from service.batching.batcher import Batcher
+from service.batching.policy import FairShare
+from service.batching.request_queue import Entry
+from service.batching.spec import BatchingSpec
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -15,7 +19,7 @@ from service.errors import (
     Overloaded,
 )
 from tests.support.clock import FakeClock
-from tests.support.puppets import answer, turns
+from tests.support.puppets import BatchLog, answer, turns
 from tests.unit.batching.conftest import Bench
 
 MakeBench = Callable[..., Bench]
@@ -229,6 +233,29 @@ async def test_what_arrives_in_one_turn_of_the_loop_shares_a_batch(bench: MakeBe
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert b.batches == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(("seconds", "at_once"), [(0.001, 10), (0.004, 3), (0.020, 1)])
+async def test_an_execution_that_never_yields_is_followed_by_others_for_ten_milliseconds(
+    clock: FakeClock, seconds: float, at_once: int
+) -> None:
+    ran: list[tuple[int, str]] = []  # (turn of the loop, item)
+    turn = 0
+
+    async def execute(batch: Sequence[Entry[str, str]]) -> list[tuple[Entry[str, str], str]]:
+        clock.now += seconds
+        ran.extend((turn, entry.item) for entry in batch)
+        return [(entry, entry.item) for entry in batch]
+
+    spec = BatchingSpec(max_batch_size=1)
+    batcher: Batcher[str, str] = Batcher(spec, FairShare(spec), execute, BatchLog(), instances=1, clock=clock)
+    entries = [batcher.submit(str(number), clock.now + 60.0) for number in range(40)]
+    while not all(entry.is_done for entry in entries):
+        turn += 1
+        await asyncio.sleep(0)
+    assert [item for _, item in ran] == [str(number) for number in range(40)]
+    first = ran[0][0]
+    assert at_once <= sum(when == first for when, _ in ran) <= at_once + 2
 
 
 async def test_a_free_instance_takes_what_arrived_before_anybody_is_refused(bench: MakeBench) -> None:

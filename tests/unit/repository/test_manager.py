@@ -506,11 +506,11 @@ async def test_a_version_that_is_wanted_again_while_it_unloads_is_loaded_afterwa
 async def test_what_is_not_there_is_not_found(shelf: Shelf) -> None:
     shelf.source.put("model", 1)
     await shelf.look()
-    with pytest.raises(ModelNotFound, match="There is no model 'cat'"):
+    with pytest.raises(ModelNotFound, match="unknown model: 'cat' is not found"):
         shelf.served("cat")
-    with pytest.raises(ModelNotFound, match="Model 'model' has no version 2"):
+    with pytest.raises(ModelNotFound, match="unknown model: 'model' version 2 is not found"):
         shelf.served("model", 2)
-    with pytest.raises(ModelNotFound, match="There is no model 'cat'"):
+    with pytest.raises(ModelNotFound, match="unknown model: 'cat' is not found"):
         shelf.repository.status("cat")
 
 
