@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 from closed_loop import request_bytes
+from http_answers import Answers
 
 _MOST_CONNECTIONS = 1000  # under the service's 1,024 requests in flight: what it refuses, it refuses for its queue
 _GIVE_UP_SECONDS = 10.0  # after the last arrival; the service's own deadline is 5 s
@@ -58,8 +59,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, load: "_Load") -> None:
         self._load = load
-        self._buffer = b""
-        self._expected = -1
+        self._answers = Answers()
         self._due_at: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -70,17 +70,10 @@ class _Connection(asyncio.Protocol):
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        if self._expected < 0:
-            head, found, _ = self._buffer.partition(b"\r\n\r\n")
-            if not found:
-                return
-            length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-            self._expected = len(head) + 4 + int(length)
-        if len(self._buffer) < self._expected:
+        head = self._answers.feed(data)
+        if head is None:
             return
-        status, closes = self._buffer[9:12], b"connection: close" in self._buffer[:512].lower()
-        self._buffer, self._expected = b"", -1
+        status, closes = head[9:12], b"connection: close" in head.lower()
         due_at, self._due_at = self._due_at, None
         assert due_at is not None
         self._load.answered(self, status, due_at, reusable=not closes)

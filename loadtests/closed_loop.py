@@ -13,6 +13,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 import uvloop
+from http_answers import Answers
 
 
 @dataclass(slots=True)
@@ -52,8 +53,7 @@ class _Client(asyncio.Protocol):
         self._requests = requests
         self._window = window
         self._ends_at = ends_at
-        self._buffer = b""
-        self._expected = -1
+        self._answers = Answers()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -61,21 +61,14 @@ class _Client(asyncio.Protocol):
         self._send()
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        if self._expected < 0:
-            head, found, _ = self._buffer.partition(b"\r\n\r\n")
-            if not found:
-                return
-            length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-            self._expected = len(head) + 4 + int(length)
-        if len(self._buffer) < self._expected:
+        head = self._answers.feed(data)
+        if head is None:
             return
         now = time.perf_counter()
-        if self._buffer.startswith(b"HTTP/1.1 200 "):
+        if head.startswith(b"HTTP/1.1 200 "):
             self._window.latencies.append(now - self._sent_at)
         else:
             self._window.failures += 1
-        self._buffer, self._expected = b"", -1
         if now < self._ends_at:
             self._send()
         else:

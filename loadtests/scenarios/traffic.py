@@ -82,12 +82,10 @@ def _is_answer(payload: Payload, answer: Any) -> bool:
 
 
 class Shape(LoadTestShape):
-    """How many clients there are: `part` of the run is over -> share of `--clients`. A scenario gives `share`."""
+    """How many clients there are: `share(part)` of `--clients` when that part of the run is over."""
 
     abstract = True
-
-    def share(self, part: float) -> float:
-        raise NotImplementedError
+    share: Callable[[float], float]
 
     def tick(self) -> tuple[int, float] | None:
         options = self.runner.environment.parsed_options

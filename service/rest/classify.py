@@ -1,36 +1,23 @@
-"""`POST /api/v1/models/{model}[/versions/{version}]/classify`: images in, ranked labels out.
+"""`POST /api/v1/models/{model}[/versions/{version}]/classify`: images in, ranked labels out."""
 
-The data plane: a plain ASGI route in front of FastAPI, which spends more on such a request than everything else on the
-event loop together. FastAPI keeps what is asked rarely, and the documentation; this route documents itself for it.
-"""
-
-import asyncio
 import re
-from collections.abc import Coroutine
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from service.errors import ClientDisconnected, InvalidParameter, ModelNotFound, UnsupportedMediaType
+from service.errors import InvalidParameter, UnsupportedMediaType
 from service.imaging import formats
-from service.messages import ImagePayload, InferenceRequest, InferenceResult, ModelRef
+from service.messages import ImagePayload, InferenceRequest, ModelRef
 from service.pipeline import Ticket
 from service.rest import errors, uploads
-from service.rest.connection import Departure
-from service.rest.context import context_of, route_path
+from service.rest.context import context_of
+from service.rest.data_plane import DataRoute, note_result, unless_gone
 from service.rest.schemas import DEFAULT_TOP_K, ClassifyBody, ClassifyOut, ClassifyQuery, classify_answer
 from service.server import InferenceServer
-
-ResultT = TypeVar("ResultT")
-
-_PATH = re.compile(r"/api/v1/models/([^/]+)(?:/versions/([^/]+))?/classify")
-_ROUTE = "/api/v1/models/{model}/classify"
-_ROUTE_OF_VERSION = "/api/v1/models/{model}/versions/{version}/classify"
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class _Options(NamedTuple):
@@ -39,42 +26,23 @@ class _Options(NamedTuple):
     timeout_ms: int | None = None
 
 
-class ClassifyRoute:
-    """Answers classify requests; passes everything else on to `app`."""
+class ClassifyRoute(DataRoute):
+    """See the module."""
+
+    protocol = "native"
+    path = re.compile(r"/api/v1/models/([^/]+)(?:/versions/([^/]+))?/classify")
+    route = "/api/v1/models/{model}/classify"
+    route_of_version = "/api/v1/models/{model}/versions/{version}/classify"
 
     def __init__(self, app: ASGIApp, server: InferenceServer) -> None:
-        self._app = app
-        self._pipeline = server.pipeline
-        self._limits = server.settings.limits
+        super().__init__(app, server)
         self._media_types = formats.media_types(self._limits.image_formats)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        place = _PATH.fullmatch(route_path(scope)) if scope["type"] == "http" else None
-        if place is None:
-            await self._app(scope, receive, send)
-            return
-        request = Request(scope, receive)
-        if scope["method"] != "POST":
-            response = errors.method_not_allowed(request, "POST")
-        else:
-            try:
-                response = await self._answer(request, *place.groups())
-            except Exception as error:  # noqa: BLE001  # whatever it was, the client gets an answer
-                response = errors.response_to(request, error)
-        await response(scope, receive, send)
-
-    async def _answer(self, request: Request, model: str, version: str | None) -> Response:
-        context = context_of(request.scope)
-        context.note(model=model)
-        context.route = _ROUTE if version is None else _ROUTE_OF_VERSION
-        ref = ModelRef(model, None if version is None else _version(model, version))
-        options = _options(request.scope["query_string"])
-        with self._pipeline.admit("native", ref) as context.ticket:
-            ticket = context.ticket
-            wanted = await self._read(request, ref, options, ticket)
-            result = await unless_gone(request.scope["fovea.departure"], self._pipeline.classify(wanted, ticket))
-            answer = classify_answer(result, wanted, ticket, context.request_id)
-        _note(request, result)
+    async def answer(self, request: Request, ref: ModelRef, ticket: Ticket) -> Response:
+        wanted = await self._read(request, ref, _options(request.scope["query_string"]), ticket)
+        result = await unless_gone(request, self._pipeline.classify(wanted, ticket))
+        answer = classify_answer(result, wanted, ticket, context_of(request.scope).request_id)
+        note_result(request, result.version, result.timings, images=len(result.items))
         return Response(answer, media_type="application/json")
 
     async def _read(self, request: Request, ref: ModelRef, options: _Options, ticket: Ticket) -> InferenceRequest:
@@ -100,28 +68,6 @@ class ClassifyRoute:
         return InferenceRequest(ref, images, deadline_at, options.top_k or DEFAULT_TOP_K, options.threshold)
 
 
-async def unless_gone(departure: Departure, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Await `work`; give it up as soon as the client has gone. Raises ClientDisconnected."""
-    task = asyncio.current_task()
-    assert task is not None
-    gone = False
-
-    def give_up() -> None:
-        nonlocal gone
-        gone = True
-        task.cancel()
-
-    departure.on_departure = give_up
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if gone and task.uncancel() == 0:
-            raise ClientDisconnected("The client left before the answer.") from None
-        raise
-    finally:
-        departure.on_departure = None
-
-
 def _merged(query: _Options, body: ClassifyBody) -> _Options:
     """The options, each from the query or from the body. Raises InvalidParameter where both say one."""
     twice = [name for name in _Options._fields if getattr(query, name) is not None and getattr(body, name) is not None]
@@ -143,23 +89,6 @@ def _options(query: bytes) -> _Options:
     except ValidationError as error:
         raise errors.invalid_parameter(error.errors(include_url=False, include_input=False)) from None
     return _Options(given.top_k, given.threshold, given.timeout_ms)
-
-
-def _version(model: str, text: str) -> int:
-    if not _VERSION.fullmatch(text):
-        raise ModelNotFound(f"Model {model!r} has no version {text[:32]!r}; versions are positive integers.")
-    return int(text)
-
-
-def _note(request: Request, result: InferenceResult) -> None:
-    timings = result.timings
-    context_of(request.scope).note(
-        version=result.version,
-        images=len(result.items),
-        decode_ms=round(timings.decode_seconds * 1000, 3),
-        queue_ms=round(timings.queue_seconds * 1000, 3),
-        infer_ms=round(timings.infer_seconds * 1000, 3),
-    )
 
 
 # Documentation
@@ -203,10 +132,10 @@ def openapi_paths() -> dict[str, Any]:
         for name, schema in ClassifyQuery.model_json_schema()["properties"].items()
     ]
     return {
-        _ROUTE: _operation(
+        ClassifyRoute.route: _operation(
             "classify", "Classify images", "Ranked labels, by the model's default version.", [model, *query]
         ),
-        _ROUTE_OF_VERSION: _operation(
+        ClassifyRoute.route_of_version: _operation(
             "classify_version",
             "Classify images with one version",
             "Ranked labels, by one version of the model.",

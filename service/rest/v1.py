@@ -14,27 +14,22 @@ from simdjson import Array as JsonArray
 from simdjson import Object as JsonObject
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp
 
 from service.config import LimitSettings
 from service.engine.base import TensorSpec
 from service.errors import InvalidTensor, MalformedRequest, NonFiniteOutput, PayloadTooLarge, UnsupportedContentEncoding
-from service.messages import ImagePayload
+from service.messages import ImagePayload, ModelRef
+from service.pipeline import Ticket
 from service.repository.manager import ModelStatus
 from service.repository.states import ModelState
 from service.rest import compression, json_tensors, tensor_body
-from service.rest.classify import unless_gone
-from service.rest.context import context_of
+from service.rest.data_plane import DataRoute, note_result, unless_gone
 from service.rest.json_tensors import base64_member, from_base64, members
-from service.rest.tensor_body import TensorRoute, model_ref
 from service.rest.v2.datatypes import NAME_OF, array_of_elements
 from service.rest.v2.infer import ERRORS
 from service.server import InferenceServer
 from service.tensors import Array, Signature, TensorRequest, TensorResult, Tensors
 
-_PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/([^/:]+))?:predict")
-_ROUTE = "/v1/models/{model}:predict"
-_ROUTE_OF_VERSION = "/v1/models/{model}/versions/{version}:predict"
 _TAGS = ["v1 predict"]
 # TF Serving's words for the states of a version
 _STATES = {
@@ -90,28 +85,23 @@ def _versions(status: ModelStatus[Any]) -> list[dict[str, Any]]:
 # Predict
 
 
-class PredictRoute(TensorRoute):
+class PredictRoute(DataRoute):
     """`POST .../{model}[/versions/{version}]:predict`."""
 
-    def __init__(self, app: ASGIApp, server: InferenceServer) -> None:
-        super().__init__(app, server, _PATH)
+    protocol = "v1"
+    path = re.compile(r"/v1/models/([^/:]+)(?:/versions/([^/:]+))?:predict")
+    route = "/v1/models/{model}:predict"
+    route_of_version = "/v1/models/{model}/versions/{version}:predict"
 
-    async def answer(self, request: Request, model: str, version: str | None) -> Response:
-        context = context_of(request.scope)
-        context.note(model=model)
-        context.route = _ROUTE if version is None else _ROUTE_OF_VERSION
-        ref = model_ref(model, version)
+    async def answer(self, request: Request, ref: ModelRef, ticket: Ticket) -> Response:
         limits = self._limits
-        with self._pipeline.admit("v1", ref) as context.ticket:
-            ticket = context.ticket
-            if compression.encoding_of(request.headers.get("content-encoding", "")) is not None:
-                raise UnsupportedContentEncoding("Content-Encoding is not taken here; /v2 takes gzip and deflate.")
-            body = await tensor_body.read(request, ticket, limits, 0, None)
-            asked = parse(body, limits)
-            wanted = TensorRequest(ref, asked.read, ticket.started_at + limits.timeout_ms / 1000)
-            result = await unless_gone(request.scope["fovea.departure"], self._pipeline.infer(wanted, ticket))
-            answer = render(result)
-        tensor_body.note(request, result)
+        if compression.encoding_of(request.headers.get("content-encoding", "")) is not None:
+            raise UnsupportedContentEncoding("Content-Encoding is not taken here; /v2 takes gzip and deflate.")
+        body = await tensor_body.read(request, ticket, limits, 0, None)
+        wanted = TensorRequest(ref, parse(body, limits).read, ticket.started_at + limits.timeout_ms / 1000)
+        result = await unless_gone(request, self._pipeline.infer(wanted, ticket))
+        answer = render(result)
+        note_result(request, result.version, result.timings, rows=result.rows)
         return Response(answer, media_type="application/json")
 
 
@@ -213,7 +203,10 @@ def _tensor(data: Any, spec: TensorSpec) -> Array:
 
 def openapi_paths() -> dict[str, Any]:
     """The route's entries for `paths` of the OpenAPI document."""
-    return {_ROUTE: _operation("predict", ["model"]), _ROUTE_OF_VERSION: _operation("predict_version", _PLACES)}
+    return {
+        PredictRoute.route: _operation("predict", ["model"]),
+        PredictRoute.route_of_version: _operation("predict_version", _PLACES),
+    }
 
 
 _PLACES = ["model", "version"]

@@ -11,7 +11,7 @@ import pytest
 from tests.support import bodies
 from tests.support.answers import assert_same_predictions, predictions_of
 from tests.support.scrape import Scrape
-from tests.support.server_process import MODEL_REPO, ServerProcess
+from tests.support.server_process import MODEL_REPO, ServerProcess, serving
 
 _ONE_AT_A_TIME = "[batching]\nmax_batch_size = 1\nmax_queue_wait_ms = 20000\n{more}[execution]\ninstances = 1\n"
 
@@ -50,11 +50,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[ServerProcess]:
-    settings = ("--server.drain-delay-s", "0", "--repository.poll-interval-s", "0")
-    with ServerProcess(repository, *settings) as process:
-        process.wait_until_ready()
+    with serving(repository) as process:
         yield process
-        assert process.stop() == 0
 
 
 @pytest.fixture(scope="session")

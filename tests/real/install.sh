@@ -71,8 +71,8 @@ mmdebstrap --quiet --variant=minbase --include=usr-is-merged,ca-certificates,pyt
     --aptopt='Acquire::Check-Valid-Until "false"' bookworm "$work/base.tar"
 podman import --quiet -c 'CMD ["python3"]' "$work/base.tar" "localhost/$BASE-bare" > /dev/null
 
-# How this machine reaches its Python packages (authorities, index) is its own affair: it goes into the stand-in, never
-# into the Dockerfile. Indexes that are folders of this machine cannot be seen from inside a build and are left out.
+# How this machine reaches its Python packages (authorities, pip's settings) is its own affair: it goes into the stand-in,
+# never into the Dockerfile. Folders of this machine cannot be seen from inside a build and are left out.
 cp "${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}" "$work/ca-certificates.crt"
 python3 - > "$work/pip.conf" << 'END'
 import subprocess, sys
@@ -81,10 +81,9 @@ print("[global]")
 for line in shown.splitlines():
     name, _, value = line.partition("=")
     key, value = name.rsplit(".", 1)[-1], value.strip("'\"")
-    if key in ("index-url", "extra-index-url", "trusted-host", "proxy"):
-        kept = [word for word in value.split() if not word.startswith(("file:", "/"))]
-        if kept:
-            print(key, "=", " ".join(kept))
+    kept = [word for word in value.split() if not word.startswith(("file:", "/"))]
+    if kept:
+        print(key, "=", " ".join(kept))
 END
 cat > "$work/Dockerfile" << END
 FROM localhost/$BASE-bare

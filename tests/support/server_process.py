@@ -12,7 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -57,6 +58,15 @@ def poll(condition: Callable[[], Any], what: str, timeout_seconds: float = 20.0,
             return found
         assert time.monotonic() < give_up_at, f"{what}: not within {timeout_seconds:g} s"
         time.sleep(every_seconds)
+
+
+@contextmanager
+def serving(repository: Path, *arguments: str) -> Iterator["ServerProcess"]:
+    """A ready server that looks at its folder once, and at the end stops without delay and without complaint."""
+    settings = ("--server.drain-delay-s", "0", "--repository.poll-interval-s", "0", *arguments)
+    with ServerProcess(repository, *settings) as process:
+        yield process.wait_until_ready()
+        assert process.stop() == 0
 
 
 class ServerProcess:

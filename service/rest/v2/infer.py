@@ -10,48 +10,39 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from service.errors import MalformedRequest
+from service.messages import ModelRef
+from service.pipeline import Ticket
 from service.rest import compression, tensor_body
-from service.rest.classify import unless_gone
-from service.rest.context import context_of
-from service.rest.tensor_body import TensorRoute, model_ref
+from service.rest.data_plane import DataRoute, note_result, unless_gone
 from service.rest.v2.request import parse
 from service.rest.v2.response import InferAnswer, render
-from service.server import InferenceServer
 from service.tensors import TensorRequest
 
-_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
-_ROUTE = "/v2/models/{model}/infer"
-_ROUTE_OF_VERSION = "/v2/models/{model}/versions/{version}/infer"
 _HEADER_LENGTH = "inference-header-content-length"
 _INLINE_BYTES = 64 * 1024  # longer answers are packed beside the event loop
 
 
-class InferRoute(TensorRoute):
+class InferRoute(DataRoute):
     """See the module."""
 
-    def __init__(self, app: ASGIApp, server: InferenceServer) -> None:
-        super().__init__(app, server, _PATH)
+    protocol = "v2"
+    path = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
+    route = "/v2/models/{model}/infer"
+    route_of_version = "/v2/models/{model}/versions/{version}/infer"
 
-    async def answer(self, request: Request, model: str, version: str | None) -> Response:
-        context = context_of(request.scope)
-        context.note(model=model)
-        context.route = _ROUTE if version is None else _ROUTE_OF_VERSION
-        ref = model_ref(model, version)
+    async def answer(self, request: Request, ref: ModelRef, ticket: Ticket) -> Response:
         limits = self._limits
-        with self._pipeline.admit("v2", ref) as context.ticket:
-            ticket = context.ticket
-            header_length = _header_length(request)
-            encoding = compression.encoding_of(request.headers.get("content-encoding", ""))
-            body = await tensor_body.read(request, ticket, limits, header_length or 0, encoding)
-            asked = parse(body, header_length, request.headers.get("content-type", "").lower(), limits)
-            timeout_ms = min(asked.timeout_us / 1000 or limits.timeout_ms, limits.timeout_ms)
-            wanted = TensorRequest(ref, asked.read, ticket.started_at + timeout_ms / 1000)
-            result = await unless_gone(request.scope["fovea.departure"], self._pipeline.infer(wanted, ticket))
-            answer = render(result, asked)
-        tensor_body.note(request, result)
+        header_length = _header_length(request)
+        encoding = compression.encoding_of(request.headers.get("content-encoding", ""))
+        body = await tensor_body.read(request, ticket, limits, header_length or 0, encoding)
+        asked = parse(body, header_length, request.headers.get("content-type", "").lower(), limits)
+        timeout_ms = min(asked.timeout_us / 1000 or limits.timeout_ms, limits.timeout_ms)
+        wanted = TensorRequest(ref, asked.read, ticket.started_at + timeout_ms / 1000)
+        result = await unless_gone(request, self._pipeline.infer(wanted, ticket))
+        answer = render(result, asked)
+        note_result(request, result.version, result.timings, rows=result.rows)
         return await _response(answer, request.headers.get("accept-encoding", ""))
 
 
@@ -138,8 +129,8 @@ ERRORS: dict[int, Any] = {
 def openapi_paths() -> dict[str, Any]:
     """The route's entries for `paths` of the OpenAPI document."""
     return {
-        _ROUTE: _operation("infer", ["model"]),
-        _ROUTE_OF_VERSION: _operation("infer_version", ["model", "version"]),
+        InferRoute.route: _operation("infer", ["model"]),
+        InferRoute.route_of_version: _operation("infer_version", ["model", "version"]),
     }
 
 

@@ -6,10 +6,12 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
+from service.batching.spec import BatchingSpec
+from service.engine.base import TensorSpec
 from service.inference_statistics import Duration, VersionStatistics
 from service.messages import ModelRef
 from service.model import LoadedModel
-from service.rest.tensor_body import model_ref
+from service.rest.data_plane import model_ref
 from service.rest.v2.datatypes import NAME_OF, config_type
 from service.rest.v2.infer import ERRORS
 from service.server import InferenceServer
@@ -61,12 +63,31 @@ def build_router(server: InferenceServer) -> APIRouter:
         """The names of the models that are ready, as KServe lists them."""
         return {"models": sorted(server.repository.ready_models)}
 
+    _add_statistics(router, server)  # first: /models/stats is no model
+    _add_models(router, server)
+    return router
+
+
+def _add_statistics(router: APIRouter, server: InferenceServer) -> None:
     @router.get("/models/stats", operation_id="v2_statistics")
     async def all_statistics() -> dict[str, Any]:
         """Counts and durations of every version in service."""
         found = [model for name in sorted(server.repository.ready_models) for model in _loaded(server, name)]
         return {"model_stats": [_statistics(model) for model in found]}
 
+    @router.get(_MODEL + "/stats", operation_id="v2_model_statistics", responses=_OF_A_MODEL)
+    async def statistics(model: str) -> dict[str, Any]:
+        """Counts and durations of every version in service; they never fall while the process lives."""
+        found = list(_loaded(server, model)) or [_one(server, model_ref(model, None))]
+        return {"model_stats": [_statistics(one) for one in found]}
+
+    @router.get(_MODEL + _VERSION + "/stats", operation_id="v2_version_statistics", responses=_OF_A_MODEL)
+    async def version_statistics(model: str, version: str) -> dict[str, Any]:
+        """Counts and durations of one version."""
+        return {"model_stats": [_statistics(_one(server, model_ref(model, version)))]}
+
+
+def _add_models(router: APIRouter, server: InferenceServer) -> None:
     def serve(suffix: str, name: str, what: str, answer: Callable[[LoadedModel], dict[str, Any]]) -> None:
         async def of_model(model: str) -> dict[str, Any]:
             return answer(_one(server, model_ref(model, None)))
@@ -80,17 +101,6 @@ def build_router(server: InferenceServer) -> APIRouter:
             path = paths[kind] + suffix
             router.add_api_route(path, endpoint, operation_id=identity, summary=what, responses=_OF_A_MODEL)
 
-    @router.get(_MODEL + "/stats", operation_id="v2_model_statistics", responses=_OF_A_MODEL)
-    async def statistics(model: str) -> dict[str, Any]:
-        """Counts and durations of every version in service; they never fall while the process lives."""
-        found = list(_loaded(server, model)) or [_one(server, model_ref(model, None))]
-        return {"model_stats": [_statistics(one) for one in found]}
-
-    @router.get(_MODEL + _VERSION + "/stats", operation_id="v2_version_statistics", responses=_OF_A_MODEL)
-    async def version_statistics(model: str, version: str) -> dict[str, Any]:
-        """Counts and durations of one version."""
-        return {"model_stats": [_statistics(_one(server, model_ref(model, version)))]}
-
     def metadata_of(model: LoadedModel) -> dict[str, Any]:
         return _metadata(model, [str(one.version) for one in _loaded(server, model.name)])
 
@@ -100,7 +110,6 @@ def build_router(server: InferenceServer) -> APIRouter:
     serve("", "", "Inputs, outputs, and in `properties` how images are fed", metadata_of)
     serve("/ready", "_ready", "Whether it can be asked", _readiness)
     serve("/config", "_config", "The model configuration as Triton words it", config_of)
-    return router
 
 
 def _one(server: InferenceServer, ref: ModelRef) -> LoadedModel:
@@ -153,11 +162,6 @@ def _config(model: LoadedModel, max_rows: int) -> dict[str, Any]:
     """`max_batch_size` is how many rows a request may have: they may spread over executions."""
     description, signature = model.description, model.signature
     batching = description.spec.batching
-    first = 1 if signature.is_batched else 0
-    labelled = description.spec.output_tensor if description.spec.has_labels else None
-    image = description.spec.input
-    formats = {} if image is None else {image.tensor: _FORMATS.get(image.layout, _NO_FORMAT)}
-    is_gpu = description.engine.provider.name != "cpu"
     config: dict[str, Any] = {
         "name": model.name,
         "platform": _PLATFORM,
@@ -165,30 +169,8 @@ def _config(model: LoadedModel, max_rows: int) -> dict[str, Any]:
         "runtime": "",
         "version_policy": {"specific": {"versions": [model.version]}},
         "max_batch_size": max_rows if signature.is_batched else 0,
-        "input": [
-            {
-                "name": spec.name,
-                "data_type": config_type(spec.dtype),
-                "format": formats.get(spec.name, _NO_FORMAT),
-                "dims": list(spec.shape[first:]),
-                "is_shape_tensor": False,
-                "allow_ragged_batch": False,
-                "optional": False,
-                "is_non_linear_format_io": False,
-            }
-            for spec in signature.inputs
-        ],
-        "output": [
-            {
-                "name": spec.name,
-                "data_type": config_type(spec.dtype),
-                "dims": list(spec.shape[first:]),
-                "label_filename": "labels.txt" if spec.name == labelled else "",
-                "is_shape_tensor": False,
-                "is_non_linear_format_io": False,
-            }
-            for spec in signature.outputs
-        ],
+        "input": [_config_input(model, spec) for spec in signature.inputs],
+        "output": [_config_output(model, spec) for spec in signature.outputs],
         "batch_input": [],
         "batch_output": [],
         "optimization": {
@@ -198,18 +180,7 @@ def _config(model: LoadedModel, max_rows: int) -> dict[str, Any]:
             "gather_kernel_buffer_threshold": 0,
             "eager_batching": False,
         },
-        "instance_group": [
-            {
-                "name": model.name,
-                "kind": "KIND_GPU" if is_gpu else "KIND_CPU",
-                "count": description.instances,
-                "gpus": [0] if is_gpu else [],
-                "secondary_devices": [],
-                "profile": [],
-                "passive": False,
-                "host_policy": "",
-            }
-        ],
+        "instance_group": [_instance_group(model)],
         "default_model_filename": "model.onnx",
         "cc_model_filenames": {},
         "metric_tags": {},
@@ -217,21 +188,71 @@ def _config(model: LoadedModel, max_rows: int) -> dict[str, Any]:
         "model_warmup": [],
     }
     if signature.is_batched:
-        config["dynamic_batching"] = {
-            "preferred_batch_size": list(batching.preferred_batch_sizes),
-            "max_queue_delay_microseconds": int(batching.max_queue_delay_ms * 1000),
-            "preserve_ordering": False,
-            "priority_levels": 0,
-            "default_priority_level": 0,
-            "priority_queue_policy": {},
-            "default_queue_policy": {
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": int(batching.max_queue_wait_ms * 1000),
-                "allow_timeout_override": True,
-                "max_queue_size": batching.max_queue_size,
-            },
-        }
+        config["dynamic_batching"] = _dynamic_batching(batching)
     return config
+
+
+def _config_input(model: LoadedModel, spec: TensorSpec) -> dict[str, Any]:
+    image = model.description.spec.input
+    return {
+        "name": spec.name,
+        "data_type": config_type(spec.dtype),
+        "format": _FORMATS.get(image.layout, _NO_FORMAT) if image and spec.name == image.tensor else _NO_FORMAT,
+        "dims": _dims(model, spec),
+        "is_shape_tensor": False,
+        "allow_ragged_batch": False,
+        "optional": False,
+        "is_non_linear_format_io": False,
+    }
+
+
+def _config_output(model: LoadedModel, spec: TensorSpec) -> dict[str, Any]:
+    described = model.description.spec
+    is_labelled = described.has_labels and spec.name == described.output_tensor
+    return {
+        "name": spec.name,
+        "data_type": config_type(spec.dtype),
+        "dims": _dims(model, spec),
+        "label_filename": "labels.txt" if is_labelled else "",
+        "is_shape_tensor": False,
+        "is_non_linear_format_io": False,
+    }
+
+
+def _dims(model: LoadedModel, spec: TensorSpec) -> list[int]:
+    """A tensor's shape, without the dimension that counts rows where there is one."""
+    return list(spec.shape[1:] if model.signature.is_batched else spec.shape)
+
+
+def _instance_group(model: LoadedModel) -> dict[str, Any]:
+    is_gpu = model.description.engine.provider.name != "cpu"
+    return {
+        "name": model.name,
+        "kind": "KIND_GPU" if is_gpu else "KIND_CPU",
+        "count": model.description.instances,
+        "gpus": [0] if is_gpu else [],
+        "secondary_devices": [],
+        "profile": [],
+        "passive": False,
+        "host_policy": "",
+    }
+
+
+def _dynamic_batching(batching: BatchingSpec) -> dict[str, Any]:
+    return {
+        "preferred_batch_size": list(batching.preferred_batch_sizes),
+        "max_queue_delay_microseconds": int(batching.max_queue_delay_ms * 1000),
+        "preserve_ordering": False,
+        "priority_levels": 0,
+        "default_priority_level": 0,
+        "priority_queue_policy": {},
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": int(batching.max_queue_wait_ms * 1000),
+            "allow_timeout_override": True,
+            "max_queue_size": batching.max_queue_size,
+        },
+    }
 
 
 def _statistics(model: LoadedModel) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.support import bodies, oip, tiny_models
-from tests.support.server_process import MODEL_REPO, ServerProcess
+from tests.support.server_process import MODEL_REPO, ServerProcess, serving
 
 TOKEN = "a-token-for-tests"
 ADMIN = {"authorization": f"Bearer {TOKEN}"}
@@ -72,11 +72,8 @@ def _echo() -> onnx.ModelProto:
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[ServerProcess]:
-    settings = ("--server.drain-delay-s", "0", "--repository.poll-interval-s", "0", "--admin.token", TOKEN)
-    with ServerProcess(repository, *settings) as process:
-        process.wait_until_ready()
+    with serving(repository, "--admin.token", TOKEN) as process:
         yield process
-        assert process.stop() == 0
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,112 @@
+"""The data plane: plain ASGI routes in front of FastAPI, which spends more on such a request than everything else here.
+
+Owns what all of them do: whose path it is, admission, a departed client, errors. FastAPI keeps what is asked rarely,
+and the documentation; each route documents itself for it. Knows no protocol's bodies.
+"""
+
+import asyncio
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from typing import Any, ClassVar, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import ClientDisconnected, ModelNotFound
+from service.messages import ModelRef, Timings
+from service.pipeline import Ticket
+from service.rest import errors
+from service.rest.connection import Departure
+from service.rest.context import context_of, route_path
+from service.server import InferenceServer
+
+ResultT = TypeVar("ResultT")
+
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+
+class DataRoute(ABC):
+    """Answers POST to `path`, whose groups are model and version; passes everything else on to `app`.
+
+    `route` and `route_of_version` are the path as the documentation and traces name it.
+    """
+
+    protocol: ClassVar[str]
+    path: ClassVar[re.Pattern[str]]
+    route: ClassVar[str]
+    route_of_version: ClassVar[str]
+
+    def __init__(self, app: ASGIApp, server: InferenceServer) -> None:
+        self._app = app
+        self._pipeline = server.pipeline
+        self._limits = server.settings.limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        place = self.path.fullmatch(route_path(scope)) if scope["type"] == "http" else None
+        if place is None:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        if scope["method"] != "POST":
+            response = errors.method_not_allowed(request, "POST")
+        else:
+            try:
+                response = await self._admitted(request, *place.groups())
+            except Exception as error:  # noqa: BLE001  # whatever it was, the client gets an answer
+                response = errors.response_to(request, error)
+        await response(scope, receive, send)
+
+    async def _admitted(self, request: Request, model: str, version: str | None) -> Response:
+        context = context_of(request.scope)
+        context.note(model=model)
+        context.route = self.route if version is None else self.route_of_version
+        ref = model_ref(model, version)
+        with self._pipeline.admit(self.protocol, ref) as context.ticket:
+            return await self.answer(request, ref, context.ticket)
+
+    @abstractmethod
+    async def answer(self, request: Request, ref: ModelRef, ticket: Ticket) -> Response:
+        """The 200 of one request; raises what the error tables know."""
+
+
+def model_ref(model: str, version: str | None) -> ModelRef:
+    """Raises ModelNotFound on what no version can be called."""
+    if version is not None and not _VERSION.fullmatch(version):
+        raise ModelNotFound(f"Model {model!r} has no version {version[:32]!r}; versions are positive integers.")
+    return ModelRef(model, None if version is None else int(version))
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Await `work`; give it up as soon as the client has gone. Raises ClientDisconnected."""
+    departure: Departure = request.scope["fovea.departure"]
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    def give_up() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    departure.on_departure = give_up
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientDisconnected("The client left before the answer.") from None
+        raise
+    finally:
+        departure.on_departure = None
+
+
+def note_result(request: Request, version: int, timings: Timings, **counts: int) -> None:
+    """What the log line of an answered request holds."""
+    context_of(request.scope).note(
+        version=version,
+        **counts,
+        decode_ms=round(timings.decode_seconds * 1000, 3),
+        queue_ms=round(timings.queue_seconds * 1000, 3),
+        infer_ms=round(timings.infer_seconds * 1000, 3),
+    )
