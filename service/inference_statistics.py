@@ -47,7 +47,10 @@ class BatchDurations:
 
 
 class VersionStatistics:
-    """One version. Of a request each stage counts with its slowest row, whole executions included."""
+    """One version. Of a request the row answered last counts, with the whole execution it was in.
+
+    So the stages of a request add up to no more than the request.
+    """
 
     def __init__(self) -> None:
         self.inferences = 0

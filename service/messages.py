@@ -70,7 +70,7 @@ class Stage(NamedTuple):
 
 
 class Timings(NamedTuple):
-    """Where the time of a request went, in seconds. With several images each is that of the slowest."""
+    """Where the time of a request went, in seconds. With several images, of the one answered last."""
 
     decode_seconds: float = 0.0
     queue_seconds: float = 0.0

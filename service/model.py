@@ -83,6 +83,10 @@ class Answer(NamedTuple):
     batch_size: int
     outputs: tuple[Array, ...] = ()
 
+    @property
+    def inferred_at(self) -> float:
+        return self.infer_at + self.infer_seconds
+
 
 class Done(NamedTuple):
     """What an execution thread hands back for a batch: an execution for each shape in it, and the answers."""
@@ -140,9 +144,15 @@ def stages_of(entry: ModelEntry, ended_at: float) -> tuple[Stage, ...]:
     if answer is None:
         return queue, Stage("batch", entry.dispatched_at, ended_at)
     decode = Stage("decode", answer.decode_at, answer.decode_at + answer.decode_seconds)
-    infer = Stage("infer", answer.infer_at, answer.infer_at + answer.infer_seconds)
+    infer = Stage("infer", answer.infer_at, answer.inferred_at)
     size = {"fovea.batch_size": answer.batch_size}
     return queue, Stage("batch", entry.dispatched_at, infer.ended_at, size, (decode, infer))
+
+
+def timings_of(entry: ModelEntry, answer: Answer) -> Timings:
+    """Where the time of an answered entry went."""
+    assert entry.dispatched_at is not None
+    return Timings(answer.decode_seconds, entry.dispatched_at - entry.queued_at, answer.infer_seconds)
 
 
 def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
@@ -337,9 +347,7 @@ class LoadedModel:
     async def outputs(self, entry: ModelEntry) -> Answer:
         """Wait for an entry whose raw outputs are wanted. Raises as `answer`, and InvalidTensor."""
         answer = await entry.future
-        assert entry.dispatched_at is not None
-        queue_seconds = entry.dispatched_at - entry.queued_at
-        self._metrics.image_answered((), Timings(answer.decode_seconds, queue_seconds, answer.infer_seconds))
+        self._metrics.image_answered((), timings_of(entry, answer))
         return answer
 
     def tensor_result(self, answers: Sequence[Answer], timings: Timings) -> TensorResult:
@@ -366,8 +374,7 @@ class LoadedModel:
     async def answer(self, entry: ModelEntry) -> Classification:
         """Wait for an entry. Raises InvalidImage, Overloaded, DeadlineExceeded, EngineFailed."""
         answer = await entry.future
-        assert entry.dispatched_at is not None
-        timings = Timings(answer.decode_seconds, entry.dispatched_at - entry.queued_at, answer.infer_seconds)
+        timings = timings_of(entry, answer)
         self._metrics.image_answered(answer.predictions, timings)
         assert isinstance(entry.item, ImageItem)
         return Classification(answer.predictions, entry.item.image.info, timings)

@@ -25,7 +25,7 @@ from service.errors import (
 from service.inference_statistics import VersionStatistics
 from service.messages import Classification, ImagePayload, InferenceRequest, InferenceResult, ModelRef, Stage, Timings
 from service.metrics import Metrics
-from service.model import Answer, ImageItem, Item, LoadedModel, RawImageItem, stages_of
+from service.model import Answer, ImageItem, Item, LoadedModel, RawImageItem, stages_of, timings_of
 from service.repository.manager import ModelRepository
 from service.tensors import TensorRequest, TensorResult
 
@@ -37,6 +37,7 @@ class Ticket:
 
     __slots__ = (
         "images",
+        "inferred_at",
         "phase",
         "protocol",
         "received_at",
@@ -58,6 +59,7 @@ class Ticket:
         self.phase = "receive"
         self.statistics: VersionStatistics | None = None
         self.timings = Timings()
+        self.inferred_at = 0.0
         self.images: Sequence[Entry[Item, Answer] | FoveaError] = ()
 
     def grow(self, nbytes: int) -> None:
@@ -77,14 +79,14 @@ class Ticket:
             if isinstance(place, Entry):
                 yield from stages_of(place, ended_at)
 
-    def output_seconds(self, ended_at: float) -> float:
-        """From the end of its last execution on."""
-        inferred_at = 0.0
+    def settle(self) -> Timings:
+        """All is answered: the timings are those of what was answered last, which the rest did not wait for."""
         for place in self.images:
             answer = place.answer if isinstance(place, Entry) else None
-            if answer is not None:
-                inferred_at = max(inferred_at, answer.infer_at + answer.infer_seconds)
-        return ended_at - inferred_at if inferred_at else 0.0
+            if answer is not None and answer.inferred_at >= self.inferred_at:
+                assert isinstance(place, Entry)
+                self.inferred_at, self.timings = answer.inferred_at, timings_of(place, answer)
+        return self.timings
 
 
 class Pipeline:
@@ -134,8 +136,7 @@ class Pipeline:
                 self._metrics.images_rejected.labels(model.name, error.code).inc()
             if refused and len(items) == 1:
                 raise refused[0]
-            ticket.timings = _slowest([item.timings for item in items if isinstance(item, Classification)])
-            return InferenceResult(model.name, version, tuple(items), ticket.timings)
+            return InferenceResult(model.name, version, tuple(items), ticket.settle())
 
     async def infer(self, request: TensorRequest, ticket: Ticket) -> TensorResult:
         """The graph's own outputs for tensors or images. Raises what concerns all of it, as everything does here."""
@@ -153,8 +154,7 @@ class Pipeline:
                 raise self._refused_image(model, error) from None
             finally:
                 _forget(model, places, ticket)
-            ticket.timings = _slowest([_timings(place, answer) for place, answer in zip(places, answers, strict=True)])
-            return model.tensor_result(answers, ticket.timings)
+            return model.tensor_result(answers, ticket.settle())
 
     def _items(self, model: LoadedModel, request: TensorRequest) -> Sequence[Item]:
         """What goes into the queue. Raises InvalidTensor."""
@@ -173,7 +173,8 @@ class Pipeline:
         ended_at = time.monotonic()
         seconds = ended_at - ticket.started_at
         if ticket.statistics is not None and outcome is Outcome.OK:
-            ticket.statistics.succeeded(seconds, ticket.timings, ticket.output_seconds(ended_at))
+            output_seconds = ended_at - ticket.inferred_at if ticket.inferred_at else 0.0
+            ticket.statistics.succeeded(seconds, ticket.timings, output_seconds)
         elif ticket.statistics is not None:
             ticket.statistics.failed(seconds)
         self._metrics.request_finished(
@@ -218,14 +219,3 @@ def _forget(model: LoadedModel, places: Sequence[Entry[Item, Answer] | FoveaErro
         if isinstance(place, Entry) and not place.is_answered:
             ticket.phase = "queue" if place.dispatched_at is None else "infer"
             model.forget(place)
-
-
-def _timings(entry: Entry[Item, Answer], answer: Answer) -> Timings:
-    assert entry.dispatched_at is not None
-    return Timings(answer.decode_seconds, entry.dispatched_at - entry.queued_at, answer.infer_seconds)
-
-
-def _slowest(timings: Sequence[Timings]) -> Timings:
-    if len(timings) == 1:
-        return timings[0]
-    return Timings(*(max(column) for column in zip(*timings, strict=True))) if timings else Timings()

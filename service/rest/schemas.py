@@ -99,7 +99,7 @@ class ResultOut(_Schema):
 
 
 class TimingsOut(_Schema):
-    """Milliseconds; of several images the slowest."""
+    """Milliseconds; with several images, of the one answered last. They add up to no more than `total`."""
 
     decode: float
     queue: float
