@@ -23,6 +23,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.inference_statistics import VersionStatistics
+from service.logs import request_id_var
 from service.messages import Classification, ImagePayload, InferenceRequest, InferenceResult, ModelRef, Stage, Timings
 from service.metrics import Metrics
 from service.model import Answer, ImageItem, Item, LoadedModel, RawImageItem, stages_of, timings_of
@@ -201,7 +202,8 @@ def _enter(model: LoadedModel, image: ImagePayload, request: InferenceRequest) -
         inspected = model.inspect(image)
     except _IMAGE_FAULTS as error:
         return error
-    return model.submit(ImageItem(inspected, request.top_k, request.threshold), request.deadline_at)
+    item = ImageItem(inspected, request.top_k, request.threshold, request_id_var.get())
+    return model.submit(item, request.deadline_at)
 
 
 async def _settle(model: LoadedModel, place: Entry[Item, Answer] | FoveaError) -> Classification | FoveaError:

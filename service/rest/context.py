@@ -14,15 +14,19 @@ _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class RequestContext:
-    """Made by the middleware. Handlers `note` what the log line should hold; `route` and `ticket` are for the trace."""
+    """Made by the middleware. Handlers `note` what the log line should hold; `route` and `ticket` are for the trace.
 
-    __slots__ = ("fields", "request_id", "route", "started_at", "ticket", "traceparent", "tracestate")
+    Requests with the same `key` stay with one version while a canary runs.
+    """
+
+    __slots__ = ("fields", "key", "request_id", "route", "started_at", "ticket", "traceparent", "tracestate")
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.started_at = time.monotonic()
         self.request_id = ""
         self.traceparent: str | None = None
         self.tracestate: str | None = None
+        self.key: str | None = None
         self.route: str | None = None
         self.ticket: Ticket | None = None
         self.fields: dict[str, Any] = {}
@@ -31,6 +35,8 @@ class RequestContext:
                 self.request_id = value.decode("ascii")
             elif name == b"traceparent" and _TRACEPARENT.fullmatch(value):
                 self.traceparent = value.decode("ascii")
+            elif name == b"x-fovea-key":
+                self.key = value.decode("latin-1")
             elif name == b"tracestate":
                 self.tracestate = value.decode("latin-1")
         self.request_id = self.request_id or secrets.token_hex(16)

@@ -45,6 +45,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "admin_disabled": (403, "Admin calls are off"),
     "unauthorized": (401, "Not authorized"),
     "load_refused": (400, "The model did not load"),
+    "rollout_refused": (409, "The rollout cannot be"),
     "client_disconnected": (400, "The client left"),  # written to nobody
     "overloaded": (503, "Overloaded"),
     "draining": (503, "Shutting down"),
