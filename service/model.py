@@ -240,6 +240,10 @@ class LoadedModel:
         """What one encoded image scores, past queue and limits. Blocking. Raises InvalidImage, EngineFailed."""
         return scores_of(self._parts, image)
 
+    def best_of_image(self, image: bytes) -> Prediction | None:
+        """Its best prediction; a multilabel model may have none. Blocking. Raises InvalidImage, EngineFailed."""
+        return next(iter(self._parts.task.predictions(self.score_image(image), 1, None)), None)
+
     def run_again(self, feeds: Tensors, items: Sequence[Item], of: "LoadedModel") -> Array:
         """This version's raw output rows for an execution of another version. Blocking. Raises FoveaError.
 
