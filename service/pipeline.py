@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from service.admission import Admission, Slot
 from service.batching.request_queue import Entry
 from service.errors import (
-    DeadlineExceeded,
     FoveaError,
     InvalidImage,
     InvalidTensor,
@@ -123,12 +122,9 @@ class Pipeline:
             ticket.version, ticket.statistics = version, model.statistics
             ticket.images = places = []
             try:
-                async with asyncio.timeout_at(request.deadline_at):
-                    for image in request.images:
-                        places.append(_enter(model, image, request))  # noqa: PERF401  # what entered before a failure is forgotten
-                    items = [await _settle(model, place) for place in places]
-            except TimeoutError:
-                raise DeadlineExceeded("The request's deadline passed before the answer was there.") from None
+                for image in request.images:
+                    places.append(_enter(model, image, request))  # noqa: PERF401  # what entered before a failure is forgotten
+                items = [await _settle(model, place) for place in places]
             finally:
                 _forget(model, places, ticket)
             refused = [item for item in items if isinstance(item, FoveaError)]
@@ -144,12 +140,9 @@ class Pipeline:
             ticket.version, ticket.statistics = version, model.statistics
             ticket.images = places = []
             try:
-                async with asyncio.timeout_at(request.deadline_at):
-                    for item in self._items(model, request):
-                        places.append(model.submit(item, request.deadline_at))  # noqa: PERF401  # as above
-                    answers = [await model.outputs(place) for place in places]
-            except TimeoutError:
-                raise DeadlineExceeded("The request's deadline passed before the answer was there.") from None
+                for item in self._items(model, request):
+                    places.append(model.submit(item, request.deadline_at))  # noqa: PERF401  # as above
+                answers = [await model.outputs(place) for place in places]
             except _IMAGE_FAULTS as error:
                 raise self._refused_image(model, error) from None
             finally:
