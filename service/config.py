@@ -113,7 +113,16 @@ class LimitSettings(_Section):
     timeout_ms: int = Field(5_000, ge=1, description="Deadline of a request; callers may only shorten it.")
     inflight_requests: int = Field(1_024, ge=1, description="Requests in flight before new ones are refused.")
     inflight_bytes: int = Field(512 * MIB, ge=1, description="Bytes of bodies in flight before new ones are refused.")
-    body_timeout_s: float = Field(30.0, gt=0, description="Seconds a body may take to arrive.")
+    connections: int = Field(1_024, ge=1, description="Connections held open; then idle ones make room.")
+    uri_bytes: int = Field(4_096, ge=1, description="Longest request target.")
+    header_bytes: int = Field(16_384, ge=1, description="Largest head of a request.")
+    header_fields: int = Field(100, ge=1, description="Header fields of a request.")
+    header_timeout_s: float = Field(5.0, gt=0, description="Seconds the head of a request may take to arrive.")
+    body_grace_s: float = Field(
+        10.0, gt=0, description="Seconds a body may take to arrive; one more for every 256 KiB that have come."
+    )
+    body_timeout_s: float = Field(30.0, gt=0, description="Seconds a body may take to arrive, however large.")
+    write_timeout_s: float = Field(30.0, gt=0, description="Seconds a client may leave its answer unread.")
 
 
 class ExecutionSettings(_Section):

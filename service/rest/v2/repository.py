@@ -12,6 +12,7 @@ from service.errors import AdminDisabled, MalformedRequest, PayloadTooLarge, Una
 from service.repository.manager import ModelStatus
 from service.repository.states import ModelState
 from service.rest import uploads
+from service.rest.connection import next_piece
 from service.rest.v2.infer import ERRORS
 from service.server import InferenceServer
 
@@ -73,8 +74,9 @@ def _authorize(request: Request, token: SecretStr | None) -> None:
 
 async def _body(request: Request) -> dict[str, Any]:
     """The JSON object of a call; `{}` where the body is empty, as clients send neither length nor type then."""
-    body = b""
-    async for chunk in request.stream():
+    body, more = b"", True
+    while more:
+        chunk, more = await next_piece(request)
         body += chunk
         if len(body) > _MOST_BYTES:
             raise PayloadTooLarge(f"The body has more than {_MOST_BYTES:,} bytes.")
