@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 
 from service.errors import BodyTimeout, ClientDisconnected, FoveaError, MalformedRequest
+from service.rest.context import RequestContext
 from service.rest.guard import LOOK_SECONDS, ConnectionGuard, Refused
 
 logger = logging.getLogger(__name__)
@@ -267,7 +268,8 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, reason: str) -> None:
         self._is_broken = True
         if not self.transport.is_closing():
-            self.transport.write(self._guard.refusal(reason, self.client))
+            request_id = RequestContext(self.headers or []).request_id  # the caller's own, where it has come
+            self.transport.write(self._guard.refusal(reason, self.client, request_id))
             self.transport.close()
 
     def _head_bytes(self) -> int:

@@ -6,7 +6,6 @@ how long and how much; `connection` knows what is going on in each connection.
 
 import logging
 import resource
-import secrets
 import time
 from collections.abc import Callable, Collection
 from http import HTTPStatus
@@ -96,10 +95,9 @@ class ConnectionGuard:
         self._metrics.connections_closed.labels(reason).inc()
         logger.warning("connection_closed", extra={"reason": reason, "client": client and client[0], **fields})
 
-    def refusal(self, reason: str, client: tuple[str, int] | None) -> bytes:
+    def refusal(self, reason: str, client: tuple[str, int] | None, request_id: str) -> bytes:
         """The whole answer to what is not taken, which says that the connection closes."""
         status, detail = REFUSALS[reason]
-        request_id = secrets.token_hex(16)
         self.count(reason, client, status=status, request_id=request_id)
         title = HTTPStatus(status).phrase
         problem = {"type": f"urn:fovea:error:{reason}", "title": title, "status": status, "detail": detail}

@@ -106,12 +106,15 @@ async def _serve(
 
 
 def _uvicorn_config(settings: Settings, app: ASGIApp, protocol: Callable[..., Connection]) -> uvicorn.Config:
-    return uvicorn.Config(
+    """Raises ConfigurationError where there is no TLS to be had from the files."""
+    config = uvicorn.Config(
         app,
         http=protocol,  # type: ignore[arg-type]  # uvicorn calls it
         ws="none",
         lifespan="off",
         loop="uvloop",
+        ssl_certfile=settings.server.tls_certificate,
+        ssl_keyfile=settings.server.tls_key,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -119,6 +122,15 @@ def _uvicorn_config(settings: Settings, app: ASGIApp, protocol: Callable[..., Co
         backlog=settings.server.backlog,
         timeout_graceful_shutdown=int(settings.server.grace_s),
     )
+    certificate, key = settings.server.tls_certificate, settings.server.tls_key
+    if key is not None and certificate is None:
+        raise ConfigurationError("server.tls_key: is of no use without server.tls_certificate")
+    try:
+        config.load()
+    except OSError as error:  # what OpenSSL says of a file is one, too
+        files = " and ".join(str(file) for file in (certificate, key) if file)
+        raise ConfigurationError(f"server.tls_certificate: cannot use {files}: {error.strerror or error}") from None
+    return config
 
 
 async def _freeze_when_started(server: InferenceServer) -> None:
