@@ -201,6 +201,11 @@ class Metrics:
             buckets=_CONFIDENCE_BUCKETS,
         )
         self.repository_errors = counter("fovea_repository_errors", "Looks at the repository that did not work.")
+        self.open_connections = gauge("fovea_open_connections", "Connections of clients, as of the last second.")
+        self.connections_closed = counter(
+            "fovea_connections_closed", "Connections and requests ended by a limit of the transport.", ["reason"]
+        )
+        self.auth_failures = counter("fovea_auth_failures", "Requests without the credential they need.", ["reason"])
         self.log_dropped = gauge("fovea_log_lines_dropped", "Log lines lost to a stalled reader of stdout.")
         self.spans_lost = gauge("fovea_trace_spans_lost", "Spans of traces that no collector took.")
         gauge("fovea_build_info", "The running build.", ["version"]).labels(version).set(1)
