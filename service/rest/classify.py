@@ -50,13 +50,13 @@ class ClassifyRoute(DataRoute):
         limits = self._limits
         kind = uploads.content_type(request)
         if kind.media_type in self._media_types:
-            body = await uploads.read_body(request, ticket, limits.body_bytes, limits.body_timeout_s)
+            body = await uploads.read_body(request, ticket, limits.body_bytes)
             images: tuple[ImagePayload, ...] = (ImagePayload(body, None, kind.media_type),)
         elif kind.media_type == "multipart/form-data":
-            body = await uploads.read_body(request, ticket, limits.body_bytes, limits.body_timeout_s)
+            body = await uploads.read_body(request, ticket, limits.body_bytes)
             images = uploads.images_of_multipart(body, kind.parameters.get("boundary"), limits)
         elif kind.media_type == "application/json":
-            body = await uploads.read_body(request, ticket, limits.json_body_bytes, limits.body_timeout_s)
+            body = await uploads.read_body(request, ticket, limits.json_body_bytes)
             parsed = uploads.parse_classify_body(body, limits)
             options = _merged(options, parsed)
             images = uploads.images_of_json(parsed, limits)

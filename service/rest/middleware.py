@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.config import Settings
 from service.logs import request_id_var
+from service.rest.connection import Departure
 from service.rest.context import RequestContext, published, route_path
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class RequestLayer:
         token = request_id_var.set(context.request_id)
         trace = self._begin_trace(scope, context)
         status = 0
+        departure: Departure = scope["fovea.departure"]
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -55,7 +57,7 @@ class RequestLayer:
                 headers = [*message["headers"], (b"x-request-id", context.request_id.encode()), *_SECURITY_HEADERS]
                 if trace is not None:
                     headers.append((b"traceparent", trace.traceparent.encode()))
-                if self._is_draining():
+                if self._is_draining() or departure.fault is not None:
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
             await send(message)

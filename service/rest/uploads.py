@@ -3,7 +3,6 @@
 Owns the limits on bytes and parts while they arrive, and what a broken body is told. Knows no image format.
 """
 
-import asyncio
 import binascii
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,8 +17,6 @@ from starlette.requests import Request
 
 from service.config import LimitSettings
 from service.errors import (
-    BodyTimeout,
-    ClientDisconnected,
     EmptyBody,
     InvalidParameter,
     MalformedRequest,
@@ -28,6 +25,7 @@ from service.errors import (
 )
 from service.messages import ImagePayload
 from service.pipeline import Ticket
+from service.rest.connection import next_piece
 from service.rest.errors import invalid_parameter
 from service.rest.schemas import ClassifyBody
 
@@ -63,32 +61,25 @@ def content_type(request: Request) -> ContentType:
     return ContentType(values[0].split(";", 1)[0].strip().lower(), parameters)
 
 
-async def read_body(request: Request, ticket: Ticket, limit_bytes: int, timeout_seconds: float) -> bytes:
-    """The whole body, at most `limit_bytes`, within `timeout_seconds`; `ticket` accounts for it as it arrives.
+async def read_body(request: Request, ticket: Ticket, limit_bytes: int) -> bytes:
+    """The whole body, at most `limit_bytes`; `ticket` accounts for it as it arrives.
 
-    Raises PayloadTooLarge (before reading where Content-Length says so), EmptyBody, BodyTimeout, Overloaded,
-    ClientDisconnected.
+    Raises PayloadTooLarge (before reading where Content-Length says so), EmptyBody, Overloaded, and what
+    `next_piece` raises.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit_bytes:
         raise PayloadTooLarge(f"The body has {int(declared):,} bytes; the limit is {limit_bytes:,}.")
     chunks: list[bytes] = []
     size = 0
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            more = True
-            while more:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnected("The client left while sending.")
-                chunk, more = message["body"], message["more_body"]
-                size += len(chunk)
-                if size > limit_bytes:
-                    raise PayloadTooLarge(f"The body has more than {limit_bytes:,} bytes.")
-                ticket.grow(len(chunk))
-                chunks.append(chunk)
-    except TimeoutError:
-        raise BodyTimeout(f"The body did not arrive within {timeout_seconds:g} s.") from None
+    more = True
+    while more:
+        chunk, more = await next_piece(request)
+        size += len(chunk)
+        if size > limit_bytes:
+            raise PayloadTooLarge(f"The body has more than {limit_bytes:,} bytes.")
+        ticket.grow(len(chunk))
+        chunks.append(chunk)
     if size == 0:
         raise EmptyBody("The body is empty; send an image.")
     ticket.body_received()
