@@ -242,8 +242,8 @@ class ModelRepository(Generic[ModelT]):
         version = ref.version
         if version is None:
             version = model.default
-            if model.canary is not None and goes_to_canary(ref.name, ref.key, model.canary.percent):
-                version = model.canary.version
+            if model.canary is not None:
+                version = self._canary_or(version, model, model.canary, ref)
         if version is None:
             raise ModelNotReady(f"Model {ref.name!r} is not ready: {self._status(ref.name, model).reason}.")
         record = model.records.get(version)
@@ -256,6 +256,11 @@ class ModelRepository(Generic[ModelT]):
         if record.loaded.fault:
             raise ModelNotReady(f"Version {version} of model {ref.name!r} is not ready: {record.loaded.fault}.")
         return version, record
+
+    @staticmethod
+    def _canary_or(stable: int | None, model: _Model[ModelT], canary: Share, ref: ModelRef) -> int | None:
+        is_its = goes_to_canary(ref.name, ref.key, canary.percent)
+        return canary.version if is_its and not _fault_of(model.records[canary.version].loaded) else stable
 
     # What there is
 
@@ -369,7 +374,7 @@ class ModelRepository(Generic[ModelT]):
         elif asked == _NO_ROLLOUT:
             model.previous = None
         logger.info("rollout_changed", extra={"model": name, "default": model.default, "rollout": str(asked)})
-        task = asyncio.get_running_loop().create_task(self._tidy(name))
+        task = asyncio.get_running_loop().create_task(self._tidy())
         self._tidying.add(task)
         task.add_done_callback(self._tidying.discard)
 
@@ -391,11 +396,12 @@ class ModelRepository(Generic[ModelT]):
                     reason = model.problem or record.reason or record.state.lower()
                     raise RolloutRefused(f"Version {version} of model {name!r} is not ready: {reason}")
 
-    async def _tidy(self, name: str) -> None:
-        """Unload what a change of roles has left without one."""
-        async with self._reconciling:
-            if name in self._models:
-                await self._reconcile_model(name, self._models[name], {})
+    async def _tidy(self) -> None:
+        """Load and unload what a change of roles has left to do."""
+        try:
+            await self.reconcile()
+        except ConfigurationError as error:
+            logger.warning("repository_unreadable", extra={"reason": str(error)})
 
     async def unload(self, name: str) -> None:
         """Take a model out of service until `load`. Its requests are still answered. Raises ModelNotFound."""

@@ -18,12 +18,12 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "The admin token is missing or wrong", "content": _PROBLEM},
     403: {"description": "Admin calls are off: no token is configured", "content": _PROBLEM},
     404: PROBLEMS[404],
+    422: PROBLEMS[422],
 }
 _REFUSALS_OF_CHANGES: dict[int | str, dict[str, Any]] = {
     400: PROBLEMS[400],
     409: {"description": "A version that is named does not pass its gates", "content": _PROBLEM},
     413: PROBLEMS[413],
-    422: PROBLEMS[422],
 }
 
 

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 from tqdm import tqdm
@@ -72,9 +73,8 @@ def _golden(folder: Path, loaded: LoadedModel) -> bytes:
     spec = loaded.description.spec.input
     assert spec is not None
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
-    inputs = [({"file": path.name}, path.read_bytes()) for path in files] or [
-        ({"seed": seed}, golden.picture(seed, *spec.size)) for seed in golden.SEEDS
-    ]
+    inputs: list[tuple[dict[str, Any], bytes]] = [({"file": path.name}, path.read_bytes()) for path in files]
+    inputs = inputs or [({"seed": seed}, golden.picture(seed, *spec.size)) for seed in golden.SEEDS]
     cases = [
         place | {"predictions": [one.model_dump() for one in golden.expected(loaded.score_image(image), loaded.labels)]}
         for place, image in inputs

@@ -192,10 +192,11 @@ def damaged_picture(color: str = "red") -> bytes:
 
 
 @asynccontextmanager
-async def serving(repository: Path, **sections: dict[str, Any]) -> AsyncIterator[InferenceServer]:
-    """An InferenceServer that has looked at `repository` once; closed at the end."""
+async def serving(folder: Path, /, **sections: dict[str, Any]) -> AsyncIterator[InferenceServer]:
+    """An InferenceServer that has looked at `folder` once; closed at the end."""
     sections.setdefault("execution", {"threads": 2})
-    server = InferenceServer(Settings.model_validate({"repository": {"path": repository}, **sections}), "test")
+    sections["repository"] = {"path": folder} | sections.get("repository", {})
+    server = InferenceServer(Settings.model_validate(sections), "test")
     try:
         await server.repository.reconcile()
         yield server
