@@ -65,6 +65,9 @@ load: $(LOAD)  ## One load scenario, its SLO as exit code: SCENARIO=steady|ramp|
 slo: $(LOAD)  ## The highest rate that keeps p99 under a bound, and the curve
 	.venv-load/bin/python loadtests/slo.py $(ARGS)
 
+rollouts: $(DEV)  ## Versions under load: ARGS="flips bad shadow canary drift poison", or all
+	$(BIN)/python loadtests/rollouts.py $(ARGS)
+
 accuracy: $(DEV)  ## The test sets of digits and fashion through HTTP, against their model cards
 	$(BIN)/python loadtests/accuracy.py $(ARGS)
 
@@ -131,4 +134,4 @@ $(RECIPES): model_repo/recipes/requirements.txt
 	.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-.PHONY: help serve test check format bench tensors load slo accuracy image test-real sbom dashboard recipe lock shape clean
+.PHONY: help serve test check format bench tensors load slo rollouts accuracy image test-real sbom dashboard recipe lock shape clean

@@ -97,6 +97,30 @@ def inverse(*, batch: Dimension = "N") -> onnx.ModelProto:
     return graph(nodes, {"image": ("float32", (batch, 3, 8, 8))}, {"scores": ("float32", (batch, 3))})
 
 
+def afraid_of_white() -> onnx.ModelProto:
+    """The colour classifier; a batch with a picture that is all white fails when it runs, by an index out of range."""
+    model = classifier()
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.float32(0.999), "nearly_one"),
+            numpy_helper.from_array(np.zeros(1, np.float32), "table"),
+            numpy_helper.from_array(np.array([1], np.int64), "rows_axis"),
+        ]
+    )
+    logits = model.graph.node.pop()
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMin", ["means", "rows_axis"], ["darkest"], keepdims=1),
+            helper.make_node("Greater", ["darkest", "nearly_one"], ["is_white"]),
+            helper.make_node("Cast", ["is_white"], ["place"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "place"], ["nought"]),
+            helper.make_node("Add", [*logits.input, "nought"], list(logits.output)),
+        ]
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
 def batch_mixer() -> onnx.ModelProto:
     """Answers one row however many images come in: the mean over the batch."""
     nodes = [
