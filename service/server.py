@@ -160,7 +160,7 @@ class InferenceServer:
         self.admission.close()
         self.state = ServerState.STOPPED
         await self.repository.close()
-        self.threads.close()
+        await asyncio.to_thread(self.threads.close)
         logger.info("stopped")
 
     def _roles_changed(self, name: str) -> None:

@@ -480,8 +480,8 @@ ROLLOUT = Row(
         ),
         Panel(
             "Images a shadow was shown",
-            "A second, by what became of them. left_out: there was no idle time for it. failed: see shadow_failed in the "
-            "log.",
+            "A second, by what became of them. left_out: there was no idle time for it. failed: see shadow_failed in "
+            "the log.",
             ((rate("fovea_shadow_images_total", MODEL, "model, result"), "{{model}} {{result}}"),),
             width=8,
         ),
