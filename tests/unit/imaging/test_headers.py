@@ -142,6 +142,16 @@ def test_bytes_that_only_look_like_scans_do_not_count(progressive: bool) -> None
     assert read_jpeg(images.with_segment(data, 0xFE, scans)).width == 21
 
 
+def test_scans_behind_the_only_one_of_a_sequential_jpeg_are_not_even_looked_at() -> None:
+    """A decoder stops after a scan that holds all components; counting the others took longer than everything else."""
+    data = images.encoded(PICTURE, "JPEG")
+    scans = (images.segment(0xDA, bytes([1, 1, 0, 0, 63, 0])) + b"\0") * 3000
+    more = data[:-2] + scans + data[-2:]
+    assert read_jpeg(more) == read_jpeg(data)
+    with Image.open(io.BytesIO(more)) as image:
+        assert image.tobytes() == Image.open(io.BytesIO(data)).tobytes()
+
+
 def test_a_jpeg_of_endless_segments_is_given_up() -> None:
     with pytest.raises(InvalidImage):
         read_jpeg(JPEG[:2] + images.segment(0xFE, b"") * 100_000 + JPEG[2:])
