@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from service.rest import classify, errors, native, probes, v1
+from service.rest import classify, errors, native, page, probes, v1
 from service.rest.classify import ClassifyRoute
 from service.rest.middleware import RequestLayer
 from service.rest.schemas import ClassifyBody, ClassifyOut, ProblemOut
@@ -34,9 +34,11 @@ def create_api(server: InferenceServer) -> FastAPI:
     )
     errors.install(app)
     app.include_router(probes.build_router(server))
+    app.include_router(page.build_router(server))
     app.include_router(native.build_router(server))
     for protocol in (listings, repository, v1):
         app.include_router(protocol.build_router(server))
+    app.mount("/static", page.PageFiles(), name="static")
     probes.add_docs(app)
     _document_data_plane(app)
     return app
@@ -44,7 +46,7 @@ def create_api(server: InferenceServer) -> FastAPI:
 
 def create_app(server: InferenceServer, tracing: "Tracing | None" = None) -> ASGIApp:
     """What uvicorn serves: the request layer, then the data plane, then FastAPI for everything else."""
-    app: ASGIApp = ClassifyRoute(InferRoute(PredictRoute(create_api(server), server), server), server)
+    app: ASGIApp = ClassifyRoute(InferRoute(PredictRoute(page.FinalSlash(create_api(server)), server), server), server)
     settings = server.settings
     if settings.server.cors_origins:
         app = CORSMiddleware(
