@@ -42,6 +42,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from service.errors import (
@@ -148,12 +149,16 @@ class VersionStatus(Generic[ModelT]):
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus(Generic[ModelT]):
-    """One line of the index. `default` is the version that answers requests without one; `fault` why it cannot now."""
+    """One line of the index. `default` is the version that answers requests without one, `fault` why it cannot now.
+
+    `card` is a file to read.
+    """
 
     name: str
     problem: str | None
     default: int | None
     versions: tuple[VersionStatus[ModelT], ...]
+    card: Path | None = None
     fault: str = ""
 
     @property
@@ -645,7 +650,7 @@ class ModelRepository(Generic[ModelT]):
             for version, record in sorted(model.records.items())
         )
         fault = next((_fault_of(one.loaded) for one in versions if one.version == model.default), "")
-        return ModelStatus(name, model.problem, model.default, versions, fault)
+        return ModelStatus(name, model.problem, model.default, versions, model.found.card, fault)
 
 
 async def watch(
