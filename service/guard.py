@@ -15,7 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from service.engine.base import Engine
 from service.errors import EngineFailed
@@ -51,16 +51,16 @@ class Guard:
         self._trial = trial
         self._metrics = metrics
         self._clock = clock
-        self._runs: set[_Run] = set()
+        self._runs: set[_Run[Any]] = set()
         self._failed_at: deque[float] = deque(maxlen=FAILURES)
         self._trying: asyncio.Task[None] | None = None
 
     async def run(self, job: Callable[[], ResultT], *, light: bool = False) -> ResultT:
         """Run `job` in the lane. Raises what it raises, and EngineFailed where it was given up."""
-        run = _Run(self._clock)
+        run = _Run(job, self._clock)
         self._runs.add(run)
         try:
-            return await self._lane.run(lambda: run.take_up(job), light=light)
+            return await self._lane.run(run, light=light)
         except asyncio.CancelledError:
             if not run.is_given_up or run.task is None:
                 raise
@@ -130,18 +130,19 @@ class Guard:
         return True
 
 
-class _Run:
-    """One execution under way. `began_at` is when a thread took it up."""
+class _Run(Generic[ResultT]):
+    """One execution under way: the job, as the lane calls it. `began_at` is when it did."""
 
-    __slots__ = ("_clock", "began_at", "is_given_up", "is_terminated", "task")
+    __slots__ = ("_clock", "_job", "began_at", "is_given_up", "is_terminated", "task")
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, job: Callable[[], ResultT], clock: Callable[[], float]) -> None:
+        self._job = job
         self._clock = clock
         self.task = asyncio.current_task()
         self.began_at: float | None = None
         self.is_terminated = False
         self.is_given_up = False
 
-    def take_up(self, job: Callable[[], ResultT]) -> ResultT:
+    def __call__(self) -> ResultT:
         self.began_at = self._clock()
-        return job()
+        return self._job()

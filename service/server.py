@@ -27,9 +27,10 @@ from service.machine import affinity, usable_cpus
 from service.metrics import Metrics
 from service.model import LoadedModel
 from service.pipeline import Pipeline
-from service.repository.manager import ModelRepository, Source, watch
+from service.repository.manager import ModelRepository, watch
 from service.repository.policy import Latest, VersionPolicy
 from service.repository.rollout import Rollout, Share
+from service.repository.scanner import Source
 from service.repository.source import FolderSource, FoundModel
 from service.shadow import Shadows
 

@@ -15,8 +15,7 @@ so nothing is ever closed under a request.
 *Availability first.* A new version loads beside the old one and takes over in one assignment (`_serve`), when it is
 READY and not before. A version that fails its gates stays out, with its reason in the table, and the old one keeps
 serving; it is tried again when its files change, and a few times where the reason may pass by itself. A folder that
-vanishes, empties or cannot be read unloads nothing. Nor does one that hangs: there is one look at a time, and whoever
-needs it stops waiting after `SCAN_SECONDS`.
+vanishes, empties or cannot be read unloads nothing. Nor does one that hangs (`scanner.py`).
 
 *Roles.* Which versions are in service is the policy's and the rollout's; who answers requests without a version is the
 rollout's alone, and takes effect by assigning `default` and `canary`: a rollback between versions in service is done at
@@ -37,7 +36,6 @@ All state belongs to the event loop. Loading is blocking and runs where the load
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -57,12 +55,12 @@ from service.messages import ModelRef
 from service.repository import policy as policies
 from service.repository.policy import Latest, Load, VersionPolicy
 from service.repository.rollout import Rollout, Share, goes_to_canary, stable_of
+from service.repository.scanner import Scanner, Source
 from service.repository.source import Fingerprint, FoundModel
 from service.repository.states import ModelState, check
 
 logger = logging.getLogger(__name__)
 
-SCAN_SECONDS = 10.0  # a network file system that is away blocks for minutes
 RETRIES = 5
 RETRY_SECONDS = 60.0
 _PASSING = frozenset({"files", "engine", "time_out", "internal"})  # gates whose reason may pass: memory, a file system
@@ -82,10 +80,6 @@ class Servable(Protocol):
 
 ModelT = TypeVar("ModelT", bound=Servable)
 LoadedT_co = TypeVar("LoadedT_co", bound=Servable, covariant=True)
-
-
-class Source(Protocol):
-    def scan(self) -> dict[str, FoundModel]: ...
 
 
 class Loader(Protocol[LoadedT_co]):
@@ -204,12 +198,11 @@ class ModelRepository(Generic[ModelT]):
         roles_changed: Callable[[str], None] = lambda name: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._source = source
+        self._scanner = Scanner(source)
         self._loader = loader
         self._observer = observer
         self._roles_changed = roles_changed
         self._clock = clock
-        self._scanning: asyncio.Future[dict[str, FoundModel]] | None = None
         self._models: dict[str, _Model[ModelT]] = {}
         self._seen: dict[str, FoundModel] | None = None
         self._looked_once = False
@@ -439,7 +432,7 @@ class ModelRepository(Generic[ModelT]):
         self._observer.load_finished(name, ok=True, seconds=self._clock() - began_at)
 
     async def _reconcile_all(self, by_name: str | None = None) -> None:
-        seen = await self._scan()
+        seen = await self._scanner.scan()
         settled = _settled(seen, self._seen)
         if by_name in seen:
             settled[by_name] = dict(seen[by_name].versions)
@@ -452,32 +445,6 @@ class ModelRepository(Generic[ModelT]):
         async with asyncio.TaskGroup() as group:
             for name, model in self._models.items():
                 group.create_task(self._reconcile_model(name, model, settled.get(name, {})))
-
-    async def _scan(self) -> dict[str, FoundModel]:
-        """One look at the folder, in a thread that nobody waits for at the end. Raises ConfigurationError."""
-        if self._scanning is None:
-            self._scanning = asyncio.get_running_loop().create_future()
-            threading.Thread(target=self._scan_into, args=(self._scanning,), name="scan", daemon=True).start()
-        looking = self._scanning
-        try:
-            async with asyncio.timeout(SCAN_SECONDS):
-                return await asyncio.shield(looking)
-        except TimeoutError:
-            raise ConfigurationError(
-                f"repository.path: no answer within {SCAN_SECONDS:g} s; is its file system there?"
-            ) from None
-        finally:
-            if looking.done():
-                self._scanning = None
-
-    def _scan_into(self, future: "asyncio.Future[dict[str, FoundModel]]") -> None:
-        try:
-            seen, error = self._source.scan(), None
-        except Exception as caught:  # noqa: BLE001  # whoever waits gets it
-            seen, error = {}, caught
-        loop = future.get_loop()
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(_settle, future, seen, error)
 
     def _forget_failures(self, name: str) -> None:
         records = self._models[name].records.values() if name in self._models else ()
@@ -675,17 +642,6 @@ def _settled(seen: dict[str, FoundModel], before: dict[str, FoundModel] | None) 
         }
         for name, found in seen.items()
     }
-
-
-def _settle(
-    future: "asyncio.Future[dict[str, FoundModel]]", seen: dict[str, FoundModel], error: Exception | None
-) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(seen)
-    else:
-        future.set_exception(error)
 
 
 def _gate_of(error: ConfigurationError) -> str:

@@ -671,7 +671,7 @@ async def test_a_folder_that_hangs_unloads_nothing_and_is_asked_once(
         return scan()
 
     monkeypatch.setattr(shelf.source, "scan", hanging)
-    monkeypatch.setattr("service.repository.manager.SCAN_SECONDS", 0.01)
+    monkeypatch.setattr("service.repository.scanner.SCAN_SECONDS", 0.01)
     for _ in range(3):
         with pytest.raises(ConfigurationError, match="no answer within"):
             await shelf.repository.reconcile()
@@ -679,6 +679,6 @@ async def test_a_folder_that_hangs_unloads_nothing_and_is_asked_once(
     assert shelf.served("model") == 1
     shelf.source.put("model", 2)
     answers.set()
-    monkeypatch.setattr("service.repository.manager.SCAN_SECONDS", 10.0)
+    monkeypatch.setattr("service.repository.scanner.SCAN_SECONDS", 10.0)
     await shelf.look(3)
     assert shelf.served("model") == 2
