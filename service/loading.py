@@ -91,7 +91,7 @@ def _opened(folder: Path, version: int, files: ModelFiles, context: LoadContext)
     model = files.of_version(MODEL_FILE)
     if model is None:
         raise ModelLoadError(f"{version}/{MODEL_FILE} is missing", gate="files")
-    external = _external_data(model, files)
+    external = _external_data(model, f"{version}/{MODEL_FILE}", files)
     manifest = manifests.read(folder, version, files)
     labels = manifests.read_labels(folder, version, manifest, files)
     engine = OrtEngine(model, manifest.execution_spec, external=external, intra_op_threads=1)
@@ -104,17 +104,17 @@ def _opened(folder: Path, version: int, files: ModelFiles, context: LoadContext)
     return parts
 
 
-def _external_data(model: bytes, files: ModelFiles) -> dict[str, bytes]:
+def _external_data(model: bytes, name: str, files: ModelFiles) -> dict[str, bytes]:
     """What the graph keeps in other files. Raises ModelLoadError on a graph that must not be loaded."""
-    found = onnx_file.inspect(model)
+    found = onnx_file.inspect(model, name)
     found.check()
     external = {}
-    for name in sorted(found.external_files()):
-        content = files.of_version(name)
+    for beside in sorted(found.external_files()):
+        content = files.of_version(beside)
         if content is None:
-            raise ModelLoadError(f"external data {name!r} is missing beside {MODEL_FILE}", gate="external_data")
-        found.check_external(name, len(content))
-        external[name] = content
+            raise ModelLoadError(f"external data {beside!r} is missing beside {MODEL_FILE}", gate="external_data")
+        found.check_external(beside, len(content))
+        external[beside] = content
     return external
 
 

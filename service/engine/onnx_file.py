@@ -76,15 +76,18 @@ class OnnxFile:
                 )
 
 
-def inspect(content: bytes) -> OnnxFile:
-    """Walk a file. Raises ModelLoadError where it is no ONNX, or refers to files beyond its own folder."""
+def inspect(content: bytes, name: str = "model.onnx") -> OnnxFile:
+    """Walk a file, which faults call `name`.
+
+    Raises ModelLoadError where it is no ONNX, or refers to files beyond its own folder.
+    """
     if not content:
-        raise ModelLoadError("the file is empty: copy it again", gate="files")
+        raise ModelLoadError(f"{name} is empty: copy it again", gate="files")
     walk = _Walk()
     try:
         walk.model(memoryview(content))
     except (IndexError, _Damaged):
-        raise ModelLoadError("the file is no ONNX, or damaged: copy it again", gate="files") from None
+        raise ModelLoadError(f"{name} is no ONNX, or damaged: copy it again", gate="files") from None
     return walk.found
 
 

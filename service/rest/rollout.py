@@ -27,6 +27,9 @@ _REFUSALS_OF_CHANGES: dict[int | str, dict[str, Any]] = {
 }
 
 
+_LARGEST = 10**18 - 1  # version that a folder can be named by
+
+
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -34,7 +37,7 @@ class _Schema(BaseModel):
 class ShareIn(_Schema):
     """A version and its percentage: of requests for a canary, of executions for a shadow."""
 
-    version: Annotated[int, Field(ge=1, lt=10**18, strict=True)]
+    version: Annotated[int, Field(ge=1, le=_LARGEST, strict=True)]
     percent: Annotated[float, Field(ge=0, le=100)]
 
 
@@ -47,7 +50,7 @@ class RolloutIn(_Schema):
         json_schema_extra={"example": {"stable": 3, "canary": {"version": 4, "percent": 10}, "shadow": None}},
     )
 
-    stable: Annotated[int | None, Field(ge=1, lt=10**18, strict=True)] = None
+    stable: Annotated[int | None, Field(ge=1, le=_LARGEST, strict=True)] = None
     canary: ShareIn | None = None
     shadow: ShareIn | None = None
 
