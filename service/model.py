@@ -5,6 +5,7 @@ for `_work`, which is what a lane runs for a batch, and what says that it is blo
 loaded and not which versions there are.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ from service.inference_statistics import Execution
 from service.isolation import isolate
 from service.lane import ExecutionThreads, FusedLane, InlineLane, Lane
 from service.loading import INLINE_SECONDS, LoadContext, LoadedParts, checked_rows, scores_of, trial
+from service.machine import give_back_memory
 from service.manifest import ModelSpec
 from service.messages import Classification, ImagePayload, Prediction, Stage, Timings
 from service.metrics import ModelMetrics
@@ -322,6 +324,7 @@ class LoadedModel:
         """Free the engine. Only after `drain`."""
         self._all_metrics.model_unloaded(self.name, self.version)
         self._parts.engine.close()
+        asyncio.get_running_loop().run_in_executor(None, give_back_memory)
 
     async def _execute(self, batch: Sequence[ModelEntry]) -> list[tuple[ModelEntry, Answer]]:
         light = sum(_nbytes(entry.item) for entry in batch) <= _INLINE_BYTES
