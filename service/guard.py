@@ -45,6 +45,7 @@ class Guard:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.fault = ""  # why the version is out of service; empty while it is in
+        self._broken_at = 0.0
         self._name = name
         self._lane = lane
         self._engine = engine
@@ -101,6 +102,11 @@ class Guard:
                 logger.error("execution_hung", extra={"model": self._name, "seconds": round(seconds, 1)})
         return lost
 
+    @property
+    def broken_seconds(self) -> float:
+        """How long the version has been out of service by now."""
+        return self._clock() - self._broken_at if self.fault else 0.0
+
     async def close(self) -> None:
         if self._trying is not None:
             self._trying.cancel()
@@ -110,6 +116,7 @@ class Guard:
         try:
             while not await self._is_well(trial):
                 if not self.fault:
+                    self._broken_at = self._clock()
                     self.fault = "its engine fails on every input; it is tried again every few seconds"
                     self._metrics.broken(True)
                     logger.error("engine_broken", extra={"model": self._name, "failures": FAILURES})

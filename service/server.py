@@ -37,6 +37,7 @@ from service.shadow import Shadows
 logger = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1.0  # between two looks for executions that hang
+_LOST_DEVICE_SECONDS = 20.0  # four tries: a process never gets a lost device back, a new one may
 _MOST_LOST_THREADS = 3  # each keeps what it ran in memory; then a new process is better
 
 
@@ -141,7 +142,7 @@ class InferenceServer:
                 group.create_task(watch(self.repository.reconcile, interval, self._look_failed), name="repository")
 
     async def _watch_executions(self) -> None:
-        """End what hangs. Raises RuntimeError, which ends the process, once too many threads are lost to it."""
+        """End what hangs. Raises RuntimeError, which ends the process, once a device or too many threads are lost."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             lost = sum(model.guard.look(self.settings.execution.hang_s) for model in self.repository.loaded())
@@ -150,6 +151,8 @@ class InferenceServer:
                 self.threads.replace_lost(lost)
             if self.threads.lost > _MOST_LOST_THREADS:
                 raise RuntimeError(f"{self.threads.lost} execution threads hang")
+            if device_is_lost(self.repository.loaded()):
+                raise RuntimeError("every version on the device fails: it is lost")
 
     def drain(self) -> None:
         """Readiness falls at once; everything else goes on."""
@@ -170,6 +173,12 @@ class InferenceServer:
     def _look_failed(self, reason: str) -> None:
         self.metrics.repository_errors.inc()
         logger.error("repository_unreadable", extra={"reason": reason})
+
+
+def device_is_lost(models: Iterable[LoadedModel]) -> bool:
+    """Whether there are versions on a device, and all of them have failed on everything for long enough."""
+    on_device = [model for model in models if model.description.engine.provider.name != "cpu"]
+    return bool(on_device) and all(model.guard.broken_seconds > _LOST_DEVICE_SECONDS for model in on_device)
 
 
 def image_limits(settings: Settings) -> ImageLimits:

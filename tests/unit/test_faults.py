@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
+from service.engine.base import ProviderInfo
 from service.errors import DeadlineExceeded, EngineFailed, ModelNotReady, OutOfMemory
 from service.guard import FAILURES, GIVE_UP_SECONDS, Guard
 from service.lane import ExecutionThreads, FusedLane
 from service.messages import Classification, InferenceResult
+from service.server import device_is_lost
 from tests.support.clock import FakeClock
 from tests.support.puppets import PuppetEngine, PuppetService, turns, until
 from tests.support.scrape import Scrape
@@ -177,3 +179,19 @@ async def test_a_run_that_does_not_end_is_given_up_with_its_thread() -> None:
     assert await guard.run(lambda: "served by a new thread") == "served by a new thread"
     engine.release()
     threads.close()
+
+
+async def test_a_device_is_lost_when_all_that_runs_on_it_fails_for_long(service: PuppetService) -> None:
+    (model,) = service.repository.loaded()
+    guard, clock = model.guard, FakeClock()
+    guard._clock = clock
+    service.engine.provider = ProviderInfo("cuda")
+    assert not device_is_lost([model])
+    guard.fault, guard._broken_at = "its engine fails on every input", clock.now
+    clock.advance(19)
+    assert not device_is_lost([model])
+    clock.advance(2)
+    assert device_is_lost([model])
+    service.engine.provider = ProviderInfo("cpu")
+    assert not device_is_lost([model])
+    assert not device_is_lost([])
