@@ -92,7 +92,7 @@ class TestCheck:
                 ["unknown-provider/model.toml", "execution", "'tpu'", "unknown provider", "known are"],
             ),
             ("no-toml", ["no-toml/model.toml", "at line 6"]),
-            ("no-onnx", ["1/model.onnx", "Protobuf parsing failed"]),
+            ("no-onnx", ["1/model.onnx", "no ONNX, or damaged"]),
             ("no-file", ["1/model.onnx", "is missing"]),
             ("no-version", ["no version folder", "1/model.onnx"]),
             ("un named", ["'un named'", "cannot be a model's name", "rename the folder"]),
