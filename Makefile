@@ -35,13 +35,16 @@ define install
 endef
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(SERVE)  ## Serve MODEL_REPO on HOST:PORT (EXTRA=cpu|gpu, ARGS=... passed on)
 	@exec .venv/bin/fovea serve --model-repo $(MODEL_REPO) --server.host $(HOST) --server.port $(PORT) $(ARGS)
 
 test: check  ## Run every check and the whole default test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-abuse: $(DEV)  ## The whole abuse matrix, case by case, with its table
+	$(BIN)/python -m pytest -m '' --abuse-report tests/abuse $(ARGS)
 
 check: $(DEV)  ## Lint, format, types, import layers
 	$(BIN)/ruff check .
@@ -131,4 +134,4 @@ $(RECIPES): model_repo/recipes/requirements.txt
 	.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-.PHONY: help serve test check format bench tensors load slo accuracy image test-real sbom dashboard recipe lock shape clean
+.PHONY: help serve test test-abuse check format bench tensors load slo accuracy image test-real sbom dashboard recipe lock shape clean

@@ -156,7 +156,7 @@ class Connection(HttpToolsProtocol):
             raise Refused("malformed_http")
         cycle = self.cycle
         if cycle.response_complete:
-            if self._body_bytes > self._guard.body_bytes:
+            if self._body_bytes > self._guard.body_bytes and self._is_endless():
                 raise Refused("malformed_http")
             return
         cycle.body += body
@@ -240,6 +240,11 @@ class Connection(HttpToolsProtocol):
         self._guard.count("body_deadline", self.client)
         seconds = self._guard.body_seconds(self._body_bytes)
         self._fail(BodyTimeout(f"The body did not arrive within {seconds:.3g} s."))
+
+    def _is_endless(self) -> bool:
+        """Of a body beyond every limit, answered already: whether to stop reading. One with a length may run out."""
+        is_chunked = any(name == b"transfer-encoding" for name, _ in self.scope["headers"])
+        return is_chunked or self._body_bytes > 2 * self._guard.body_bytes
 
     def _is_flooded(self) -> bool:
         """Bytes that make no progress: a head without end, or chunks that are mostly their own frames."""

@@ -290,18 +290,27 @@ class TestBody:
         await house.pass_time(12)
         assert transport.is_aborted
 
-    async def test_rest_of_a_body_that_was_answered_early_is_bounded_in_bytes(self) -> None:
+    @pytest.mark.parametrize(
+        ("field", "piece", "most"),
+        [
+            (b"Transfer-Encoding: chunked", b"1000\r\n" + bytes(4096) + b"\r\n", 1000 + 64 * 1024),
+            (b"Content-Length: 9999999", bytes(4096), 2 * (1000 + 64 * 1024)),
+        ],
+    )
+    async def test_rest_of_a_body_that_was_answered_early_is_bounded_in_bytes(
+        self, field: bytes, piece: bytes, most: int
+    ) -> None:
         house = House(body_bytes=1000, json_body_bytes=1000, tensor_body_bytes=1000)
         house.reads = False
         connection, transport = house.connect()
-        connection.data_received(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+        connection.data_received(POST + field + b"\r\n\r\n")
         await settle()
         assert status_of(transport) == 200
         sent = 0
         while not transport.is_closed and sent < 1 << 20:
-            connection.data_received(b"1000\r\n" + bytes(4096) + b"\r\n")
+            connection.data_received(piece)
             sent += 4096
-        assert 1000 + 64 * 1024 < sent <= 1000 + 64 * 1024 + 4096
+        assert most < sent <= most + 4096
 
     async def test_rest_of_a_body_that_was_answered_early_is_bounded_in_time(self) -> None:
         house = House()
