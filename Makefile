@@ -9,6 +9,7 @@ MODEL_REPO ?= model_repo
 EXTRA ?= $(shell if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null 2>&1; then echo gpu; else echo cpu; fi)
 ARGS ?=
 SCENARIO ?= steady
+REQUESTS ?= 20000
 TARGET ?= cpu
 BUILD ?= docker build
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -45,6 +46,9 @@ test: check  ## Run every check and the whole default test suite
 
 test-abuse: $(DEV)  ## The whole abuse matrix, case by case, with its table
 	$(BIN)/python -m pytest -m '' --abuse-report tests/abuse $(ARGS)
+
+soak: $(DEV)  ## 20,000 mixed requests, then: has anything grown? And a leak on purpose, which must be seen (REQUESTS=1000000)
+	$(BIN)/python -m tests.abuse.soak --requests $(REQUESTS) $(ARGS)
 
 check: $(DEV)  ## Lint, format, types, import layers
 	$(BIN)/ruff check .
@@ -134,4 +138,4 @@ $(RECIPES): model_repo/recipes/requirements.txt
 	.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-.PHONY: help serve test test-abuse check format bench tensors load slo accuracy image test-real sbom dashboard recipe lock shape clean
+.PHONY: help serve test test-abuse soak check format bench tensors load slo accuracy image test-real sbom dashboard recipe lock shape clean
