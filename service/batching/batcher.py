@@ -132,15 +132,15 @@ class Batcher(Generic[ItemT, ResultT]):
         measured = max((known for known in self._seconds_of if known <= size), default=min(self._seconds_of))
         return math.ceil(waiting / (size * self._instances)) * self._seconds_of[measured]
 
-    def submit(self, item: ItemT, deadline_at: float) -> Entry[ItemT, ResultT]:
+    def submit(self, item: ItemT, deadline_at: float, share: float = 1.0) -> Entry[ItemT, ResultT]:
         """Queue `item`. The caller awaits the entry's future, and calls `forget` if it stops waiting.
 
-        Raises Overloaded where the queue is full or too slow for `max_queue_wait_ms`.
+        Raises Overloaded where the queue is full or too slow for `max_queue_wait_ms`; at that `share` of both bounds.
         """
-        refusal = self._refusal()
+        refusal = self._refusal(share)
         if refusal is not None and self._pump_is_due:
             self._pump()  # what arrived in this turn may be able to leave
-            refusal = self._refusal()
+            refusal = self._refusal(share)
         if refusal is not None:
             raise refusal
         entry: Entry[ItemT, ResultT] = Entry(item, self._clock(), deadline_at, asyncio.get_running_loop())
@@ -153,10 +153,10 @@ class Batcher(Generic[ItemT, ResultT]):
             entry.loop.call_soon(self._pump)
         return entry
 
-    def _refusal(self) -> Overloaded | None:
-        if self._queue.is_full:
+    def _refusal(self, share: float) -> Overloaded | None:
+        if self._queue.fill >= share:
             return self._overloaded("queue_full", f"The model's queue is full ({len(self._queue)} entries).")
-        if self.backlog_seconds * 1000.0 > self._spec.max_queue_wait_ms:
+        if self.backlog_seconds * 1000.0 > self._spec.max_queue_wait_ms * share:
             return self._overloaded("queue_wait", f"The wait would be {self.backlog_seconds:.1f} s.")
         return None
 

@@ -63,7 +63,7 @@ class DataRoute(ABC):
         context.note(model=model)
         context.route = self.route if version is None else self.route_of_version
         ref = model_ref(model, version)
-        with self._pipeline.admit(self.protocol, ref) as context.ticket:
+        with self._pipeline.admit(self.protocol, ref, context.share) as context.ticket:
             return await self.answer(request, ref, context.ticket)
 
     @abstractmethod
