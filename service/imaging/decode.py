@@ -109,7 +109,7 @@ def _pillow(data: bytes, header: ImageHeader, gray: bool, halvings: int, backgro
             raise InvalidImage("The PNG has a wrong checksum: it is damaged.")
         plain = _plain_png(data, header, compressed) if header.is_plain else None
         if plain is not None:
-            return np.asarray(_flattened(plain, gray, background), np.uint8)
+            return _array(_flattened(plain, gray, background))
     try:
         with Image.open(BytesIO(data), formats=[FORMATS[header.format].pillow_name]) as image:
             if image.size != (header.width, header.height):
@@ -117,11 +117,17 @@ def _pillow(data: bytes, header: ImageHeader, gray: bool, halvings: int, backgro
             if halvings:
                 image.draft(None, (header.width >> halvings, header.height >> halvings))
             image.load()
-            return np.asarray(_flattened(image, gray, background), np.uint8)
+            return _array(_flattened(image, gray, background))
     except (InvalidImage, MemoryError):
         raise
     except Exception:
         raise InvalidImage(f"The {header.format.upper()} data does not decode: it is truncated or damaged.") from None
+
+
+def _array(image: Image.Image) -> Pixels:
+    """Of mode "L" or "RGB", which `tobytes` gives without the detour of numpy's array interface."""
+    shape = (image.height, image.width) if image.mode == "L" else (image.height, image.width, 3)
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(shape)
 
 
 def _plain_png(data: bytes, header: ImageHeader, compressed: bytes) -> Image.Image | None:

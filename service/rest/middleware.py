@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import logs
 from service.config import Settings
 from service.logs import request_id_var
 from service.rest.connection import Departure
@@ -102,7 +103,7 @@ class RequestLayer:
         }
         if context.traceparent:
             fields["traceparent"] = context.traceparent
-        logger.log(level, "request", extra=fields | context.fields)
+        logs.log(logger, level, "request", fields | context.fields)
 
     def _is_sampled(self) -> bool:
         return self._sample >= 1.0 or random.random() < self._sample  # noqa: S311  # which lines are kept is no secret
