@@ -218,7 +218,7 @@ async def _settle(model: LoadedModel, place: Entry[Item, Answer] | FoveaError) -
     try:
         return await model.answer(place)
     except _IMAGE_FAULTS as error:
-        return error
+        return error.with_traceback(None)  # whose frames hold this entry, which holds the error
 
 
 def _forget(model: LoadedModel, places: Sequence[Entry[Item, Answer] | FoveaError], ticket: Ticket) -> None:

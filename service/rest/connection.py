@@ -56,8 +56,8 @@ async def next_piece(request: Request) -> tuple[bytes, bool]:
     if message["type"] == "http.disconnect":
         raise ClientDisconnected("The client left while sending.")
     departure: Departure = request.scope["fovea.departure"]
-    if departure.fault is not None:
-        raise departure.fault
+    if (fault := departure.fault) is not None:
+        raise type(fault)(*fault.args)  # its own would hold the frames that hold it
     return message["body"], message["more_body"]
 
 

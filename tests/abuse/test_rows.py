@@ -201,3 +201,15 @@ def test_row29_smuggled_request_is_never_answered(server: ServerProcess) -> None
         assert received.count(b"HTTP/1.1 4") == 1
         assert b"HTTP/1.1 2" not in received
         assert b"smuggled" not in received
+
+
+def test_row05_refused_images_are_let_go_of_at_once(server: ServerProcess) -> None:
+    """An error holds the frames it went through, and they hold the image: a cycle would keep it until a collection."""
+    half = raw_http.request("POST", DIGITS, {"Content-Type": PNG}, SEVEN[: len(SEVEN) // 2] + bytes(MIB))
+    process = psutil.Process(server.pid)
+    for _ in range(10):
+        assert raw_http.exchange(server.port, half).status_code == 422
+    before = process.memory_info().rss
+    for _ in range(100):
+        raw_http.exchange(server.port, half)
+    assert process.memory_info().rss - before < 32 * MIB
