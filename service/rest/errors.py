@@ -69,6 +69,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "content": _PROBLEM_CONTENT}
     for status, description in {
         400: "Cannot be parsed",
+        401: "Without the token that is asked for, where any is",
         404: "No such model or version",
         408: "The body came too slowly",
         409: "The model takes no images",

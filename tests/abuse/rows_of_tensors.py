@@ -72,6 +72,10 @@ def data() -> Iterator[Case]:
     for name, number in {"digits": b"9" * 5000, "exponent": b"1e999", "wide": b"1e39"}.items():
         yield text(f"51-{name}", good.replace(b"1.0", number, 1))
     yield text("52-surrogate", good.replace(b'"x"', b'"\\ud800"'))
+    for name, key in {"nul": b"\\u0000x", "inputs-and-nul": b"inputs\\u0000"}.items():
+        yield text(f"52-key-{name}", good.replace(b'"inputs"', b'"%s": 1, "inputs"' % key, 1))
+        predict = b'{"%s": 1, "instances": [[1, 2, 3, 4]]}' % key
+        yield named(f"52-key-{name}-v1", predict, path="/v1/models/both:predict")
     yield json_case("52-control", GOOD, id="a\0b")
     yield json_case("61-inputs-none")
     yield text("61-inputs-missing", b"{}")
