@@ -47,6 +47,9 @@ test: check  ## Run every check and the whole default test suite
 test-abuse: $(DEV)  ## The whole abuse matrix, case by case, with its table
 	$(BIN)/python -m pytest -m '' --abuse-report tests/abuse $(ARGS)
 
+test-faults: $(DEV)  ## Slow, gone, stopped and starved: the faults that one machine can stage, each figure beside its bound
+	$(BIN)/python -m pytest -m '' -p no:randomly tests/fault $(ARGS)
+
 soak: $(DEV)  ## 20,000 mixed requests, then: has anything grown? And a leak on purpose, which must be seen (REQUESTS=1000000)
 	$(BIN)/python -m tests.abuse.soak --requests $(REQUESTS) $(ARGS)
 
@@ -138,4 +141,4 @@ $(RECIPES): model_repo/recipes/requirements.txt
 	.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-.PHONY: help serve test test-abuse soak check format bench tensors load slo accuracy image test-real sbom dashboard recipe lock shape clean
+.PHONY: help serve test test-abuse test-faults soak check format bench tensors load slo accuracy image test-real sbom dashboard recipe lock shape clean

@@ -219,8 +219,8 @@ class Connection(HttpToolsProtocol):
         if not self.transport.get_write_buffer_size():
             self._unsent_since = None
         elif self._unsent_since is None:
-            self._unsent_since = now
-        return self._unsent_since is not None and now - self._unsent_since > self._guard.write_seconds
+            self._unsent_since = now - LOOK_SECONDS  # at the earliest
+        return self._unsent_since is not None and now - self._unsent_since >= self._guard.write_seconds
 
     def _close_unless_spoken_to(self) -> None:
         if not _has_unread_data(self.transport):

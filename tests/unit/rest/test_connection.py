@@ -398,7 +398,7 @@ class TestAnswers:
         connection, transport = house.connect()
         connection.data_received(GET)
         transport.unsent = 1
-        await house.pass_time(31)
+        await house.pass_time(29)
         assert not transport.is_closed
         await house.pass_time(1)
         assert transport.is_aborted
