@@ -1,6 +1,7 @@
 """The standing criteria: what must hold after every case, whatever it was."""
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -16,11 +17,28 @@ _POOLED_THREADS = min(32, (os.cpu_count() or 1) + 4) + len(os.sched_getaffinity(
 _SPARE_FDS = 2  # the tests' own kept connections come and go
 
 
+@dataclass(frozen=True)
+class OwedLine:
+    """What the log must say of one refusal; `canary` is text that it must not hold."""
+
+    name: str
+    request_id: str
+    status: int
+    canary: str | None
+
+    def is_met_by(self, lines: list[dict[str, Any]]) -> bool:
+        if len(lines) != 1 or lines[0]["status"] != self.status:
+            return False
+        text = str(lines[0])
+        return len(text) < _MOST_LINE_BYTES and (self.canary is None or self.canary not in text)
+
+
 class Baseline:
     """A server before anything was done to it."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._server = server
+        self._owed: list[OwedLine] = []
         self._process = psutil.Process(server.pid)
         self._request = raw_http.request(
             "POST", _GOLDEN, {"Content-Type": bodies.PNG, "Connection": "close"}, bodies.drawn_digit(3)
@@ -57,12 +75,22 @@ class Baseline:
     def rss_bytes(self) -> int:
         return int(self._process.memory_info().rss)
 
-    def one_line_of(self, request_id: str) -> dict[str, Any]:
-        """The one log line that a request left, short and in ASCII."""
-        line = self._server.wait_for_line(lambda line: line.get("request_id") == request_id, f"line of {request_id}")
-        assert [line] == [one for one in list(self._server.lines) if one.get("request_id") == request_id]
-        assert len(str(line)) < _MOST_LINE_BYTES
-        return line
+    def owe_line(self, owed: OwedLine) -> None:
+        """A refusal that must be found in the log by `assert_lines`: lines are written a moment later, and together."""
+        self._owed.append(owed)
+
+    def assert_lines(self) -> None:
+        """Every refusal left one line, short, with its status and nothing of what it must not hold."""
+        if not self._owed:
+            return
+        last = self._owed[-1].request_id
+        self._server.wait_for_line(lambda line: line.get("request_id") == last, f"the line of {self._owed[-1]}")
+        found: dict[str, list[dict[str, Any]]] = {}
+        for line in list(self._server.lines):
+            found.setdefault(line.get("request_id", ""), []).append(line)
+        wrong = [owed.name for owed in self._owed if not owed.is_met_by(found.get(owed.request_id, []))]
+        self._owed.clear()
+        assert not wrong
 
     def _ask(self) -> list[dict[str, Any]]:
         return predictions_of(raw_http.exchange(self._server.port, self._request))
