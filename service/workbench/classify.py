@@ -36,7 +36,8 @@ def classify_files(
     if not files:
         raise ConfigurationError(f"no image files in {', '.join(map(str, places))}")
     if url:
-        return _print_all(_through_server(files, url, model, top_k), len(files), as_json=as_json)
+        token = settings.auth.tokens[0].get_secret_value() if settings.auth.tokens else None
+        return _print_all(_through_server(files, url, token, model, top_k), len(files), as_json=as_json)
     return asyncio.run(_in_process(files, settings, model, top_k, as_json=as_json))
 
 
@@ -51,8 +52,8 @@ def expand(places: Sequence[Path]) -> Iterator[Path]:
             raise ConfigurationError(f"{place}: no such file or folder")
 
 
-def _through_server(files: Sequence[Path], url: str, model: str, top_k: int) -> Iterator[Row]:
-    with FoveaClient(url) as client, ThreadPoolExecutor(_IN_FLIGHT) as pool:
+def _through_server(files: Sequence[Path], url: str, token: str | None, model: str, top_k: int) -> Iterator[Row]:
+    with FoveaClient(url, token=token) as client, ThreadPoolExecutor(_IN_FLIGHT) as pool:
 
         def ask(file: Path) -> Row:
             try:

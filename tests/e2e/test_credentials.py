@@ -112,6 +112,13 @@ def test_each_token_gets_answers(client: httpx2.Client, token: str) -> None:
     assert predictions_of(answer)[0]["label"] == "red"
 
 
+def test_the_command_line_sends_the_token_of_its_settings(server: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(bodies.plain_color("red"))
+    asked = ["classify", "red.png", "--url", server.url, "--model", "colors", "--top-k", "1"]
+    assert "red" in run_fovea(*asked, environment={"FOVEA_AUTH__TOKENS": CALLER}, folder=tmp_path).stdout
+    assert run_fovea(*asked, folder=tmp_path).returncode == 1
+
+
 def test_a_stranger_is_answered_before_the_body_and_cut_off(server: ServerProcess) -> None:
     head = raw_http.request("POST", CLASSIFY, {"Content-Type": bodies.PNG, "Content-Length": "10000000"})
     with socket.create_connection(("127.0.0.1", server.port), 10.0) as connection:
