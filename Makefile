@@ -20,6 +20,7 @@ SERVE := .venv/.installed-$(EXTRA)
 DEV := .venv-dev/.installed
 LOAD := .venv-load/.installed
 REAL := .venv-real/.installed
+PAGE := .venv-page/.installed
 CHECKOV := .venv-checkov/.installed
 RECIPES := .venv-recipes/.installed
 BIN := .venv-dev/bin
@@ -88,6 +89,10 @@ test-real: $(DEV) $(REAL) $(LOAD) $(CHECKOV)  ## The real thing: image, replicas
 	tests/real/install.sh
 	PATH="$$PATH:$(CURDIR)/.venv-checkov/bin" .venv-real/bin/python -m pytest -p no:randomly --timeout 900 tests/real $(ARGS)
 
+test-page: $(PAGE)  ## The page at / in Debian's Chromium, its pictures in build/page (installs Debian packages: root once)
+	tests/support/debian-packages.sh tests/page/debian-packages.txt
+	.venv-page/bin/python -m pytest tests/page $(ARGS)
+
 sbom: $(SERVE) $(REAL)  ## CycloneDX bill of materials of the serving environment: build/sbom.cdx.json
 	mkdir -p build
 	.venv-real/bin/cyclonedx-py environment --pyproject pyproject.toml --validate --output-reproducible --of JSON \
@@ -105,12 +110,13 @@ lock: $(DEV)  ## Resolve the dependencies again into requirements/*.txt
 	$(COMPILE) loadtests/requirements.in --extra cpu --group build -o requirements/load.txt
 	echo 'checkov>=3.2' | $(BIN)/uv pip compile - --generate-hashes --no-header --quiet $(UPGRADE) -o requirements/checkov.txt
 	$(COMPILE) tests/real/requirements.in --extra cpu --extra opencv --extra tracing --group dev -o requirements/real.txt
+	$(COMPILE) tests/page/requirements.in --extra cpu --group dev -o requirements/page.txt
 
 shape: $(DEV)  ## The longest functions and the largest files: to look at
 	$(BIN)/python tests/support/shape.py
 
 clean:  ## Remove the virtual environments and what tools left behind
-	rm -rf .venv .venv-dev .venv-checkov .venv-load .venv-real .venv-recipes .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-dev .venv-checkov .venv-load .venv-page .venv-real .venv-recipes .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
 .venv/.installed-%: requirements/%.txt requirements/opencv.txt pyproject.toml
 	$(call install,.venv,$(filter %.txt,$^))
@@ -128,6 +134,10 @@ $(REAL): requirements/real.txt pyproject.toml
 	$(call install,.venv-real,$<)
 	@touch $@
 
+$(PAGE): requirements/page.txt pyproject.toml
+	$(call install,.venv-page,$<)
+	@touch $@
+
 # Of its own, as it wants older versions of what pytest needs newer.
 $(CHECKOV): requirements/checkov.txt
 	rm -rf .venv-checkov
@@ -141,4 +151,4 @@ $(RECIPES): model_repo/recipes/requirements.txt
 	.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-.PHONY: help serve test test-abuse test-faults soak check format bench tensors load slo accuracy image test-real sbom dashboard recipe lock shape clean
+.PHONY: help serve test test-abuse test-faults soak check format bench tensors load slo accuracy image test-real test-page sbom dashboard recipe lock shape clean
