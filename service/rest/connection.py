@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_REQUEST_SECONDS = 1.0  # a client that has just connected sends its request within this, or has none
 _HOST = re.compile(rb"[A-Za-z0-9._~:\[\]%-]*")  # names, addresses, a port
+_HEAD_END = b"\r\n\r\n"
+_UPGRADE_FIELDS = frozenset({b"connection", b"upgrade", b"http2-settings"})
 _MANY_PIECES, _SMALL_PIECE = 1024, 16  # this many pieces of a body shorter than that on average are an attack
 _FRAME_BYTES = 64 * 1024  # of chunk sizes, extensions and trailers, beside as many as there are of the body
 
@@ -69,6 +71,10 @@ class Stage(Enum):
     NOTHING = 3  # the request is whole: it is being answered, or has been, and the next may come
 
 
+class _AsksForUpgrade(Exception):
+    """Raised inside the parser."""
+
+
 class Connection(HttpToolsProtocol):
     """Holds its client to the guard's limits; closes at shutdown only when nothing is about to be read.
 
@@ -85,6 +91,7 @@ class Connection(HttpToolsProtocol):
         self._feed = 0  # bytes the parser has at the moment
         self._body_bytes = 0
         self._pieces = 0  # of the body
+        self._tail = b""  # of a head that has not ended: as much as may belong to its end
         self._departure = Departure()
         self._is_broken = False  # nothing more can be read
         self._unsent_since: float | None = None
@@ -104,13 +111,11 @@ class Connection(HttpToolsProtocol):
         self._fed += self._feed
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.cycle.keep_alive = False  # the request is answered; what follows is in another protocol
         except httptools.HttpParserError as error:
-            self._stop_reading(error.__context__.reason if isinstance(error.__context__, Refused) else "malformed_http")
+            self._parsing_stopped(error.__context__, data)
         else:
-            if self._stage is not Stage.NOTHING and self._is_flooded():
-                self._stop_reading("headers_too_large" if self._stage is Stage.HEAD else "malformed_http")
+            if self._stage is not Stage.NOTHING:
+                self._parsing_goes_on(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         cycle = self.cycle
@@ -134,6 +139,7 @@ class Connection(HttpToolsProtocol):
         self._since = self._guard.clock()
         self._fed = self._first_fed = self._feed
         self._body_bytes = self._pieces = 0
+        self._tail = b""
 
     def on_headers_complete(self) -> None:
         guard = self._guard
@@ -145,6 +151,8 @@ class Connection(HttpToolsProtocol):
             raise Refused("headers_too_large")
         if self.url[:1] != b"/" or not self._has_one_host():
             raise Refused("malformed_http")
+        if self.parser.should_upgrade():
+            raise _AsksForUpgrade
         super().on_headers_complete()
         self.headers = []  # trailers come here, where nobody looks: the scope has the list of the head
         self._stage = Stage.BODY
@@ -252,6 +260,28 @@ class Connection(HttpToolsProtocol):
         if self._stage is Stage.HEAD:
             return later > self._guard.head_bytes + self._guard.uri_bytes
         return later > 2 * self._body_bytes + _FRAME_BYTES
+
+    def _parsing_goes_on(self, data: bytes) -> None:
+        if self._is_flooded():
+            self._stop_reading("headers_too_large" if self._stage is Stage.HEAD else "malformed_http")
+        else:
+            self._tail = (self._tail + data)[-len(_HEAD_END) + 1 :]
+
+    def _parsing_stopped(self, cause: BaseException | None, data: bytes) -> None:
+        if isinstance(cause, _AsksForUpgrade) and not self.is_answering and self.parser.get_method() != b"CONNECT":
+            self._parse_without_upgrade(data)
+        else:
+            self._stop_reading(cause.reason if isinstance(cause, Refused) else "malformed_http")
+
+    def _parse_without_upgrade(self, data: bytes) -> None:
+        """The same request, not asking for another protocol: llhttp would drop its body. Java's client asks for h2c."""
+        begun = self._tail + (data if self._tail else data.lstrip(b"\r\n"))
+        rest = begun[begun.index(_HEAD_END) + len(_HEAD_END) :]
+        kept = [b"%s: %s\r\n" % field for field in self.headers if field[0] not in _UPGRADE_FIELDS]
+        head = b"%s %s HTTP/1.1\r\n%s\r\n" % (self.parser.get_method(), self.url, b"".join(kept))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self.data_received(head + rest)
 
     def _stop_reading(self, reason: str) -> None:
         """The parser can go no further: refuse what it was at, but never before what came whole is answered."""

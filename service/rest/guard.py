@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fovea.connection")
 
-LOOK_SECONDS = 1.0  # a deadline is kept to within this
+LOOK_SECONDS = 0.5  # a deadline is kept to within this
 _BYTES_PER_SECOND = 256 * 1024  # of a body: a slow uplink does that
 _DISCARDED_BYTES = 64 * 1024  # of a body beyond any limit, before the connection is closed under its sender
 _OWN_FILES = 64  # descriptors kept for models, logs and libraries

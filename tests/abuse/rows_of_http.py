@@ -190,6 +190,8 @@ def versions() -> Iterator[Case]:
         fields = ["Connection: Upgrade", f"Upgrade: {protocol}", "Sec-WebSocket-Key: x", "HTTP2-Settings: x"]
         whole = head(*fields, target="/livez", method="GET") + b"\0\0\0\x04\0\0\0\0\0"
         yield bytes_of(36, f"upgrade-to-{protocol}", whole, "200")
+        whole = post(*fields, f"Content-Length: {len(SEVEN)}", body=SEVEN)
+        yield bytes_of(36, f"upgrade-to-{protocol}-with-a-body", whole, "200", check=_json)
 
 
 def odds_and_ends() -> Iterator[Case]:

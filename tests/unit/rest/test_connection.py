@@ -15,11 +15,12 @@ from service.config import LimitSettings
 from service.errors import FoveaError
 from service.metrics import Metrics
 from service.rest.connection import Connection, next_piece
-from service.rest.guard import ConnectionGuard
+from service.rest.guard import LOOK_SECONDS, ConnectionGuard
 from tests.support.clock import FakeClock
 
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST /x HTTP/1.1\r\nHost: a\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
 KEEP_ALIVE = 75.0
 
 
@@ -82,10 +83,10 @@ class House:
         return connection, transport
 
     async def pass_time(self, seconds: float) -> None:
-        """Second by second, with a look after each."""
+        """With a look every so often, as in life."""
         await settle()
-        for _ in range(int(seconds)):
-            self.clock.advance(1.0)
+        for _ in range(int(seconds / LOOK_SECONDS)):
+            self.clock.advance(LOOK_SECONDS)
             self.guard.look(cast(Any, self.state.connections))
             await settle()
 
@@ -239,13 +240,33 @@ class TestHead:
         assert b"400" not in transport.written
         assert transport.is_closed
 
-    async def test_request_of_another_protocol_is_answered_in_this_one_and_no_more(self) -> None:
+    async def test_request_that_asks_for_another_protocol_is_answered_in_this_one_and_no_more(self) -> None:
         house = House()
         connection, transport = house.connect()
-        connection.data_received(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\nPRI * HTTP/2.0\r\n\r\n")
+        connection.data_received(GET[:-2] + UPGRADE + b"\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         await settle()
-        assert status_of(transport) == 200
+        assert transport.written.count(b"HTTP/1.1 200") == 1
         assert transport.is_closed
+
+    @pytest.mark.parametrize("piece", [1 << 20, 100, 7, 1])
+    @pytest.mark.parametrize("before", [b"", b"\r\n\r\n"])
+    async def test_its_body_is_read(self, piece: int, before: bytes) -> None:
+        house = House()
+        connection, transport = house.connect()
+        sent = before + POST + UPGRADE + b"Content-Length: 9\r\n\r\n\r\n\r\n12345" + GET
+        for start in range(0, len(sent), piece):
+            connection.data_received(sent[start : start + piece])
+        await settle()
+        assert house.seen == ["whole 9", "whole 0"]
+        assert not transport.is_closed
+
+    async def test_no_tunnel_is_opened(self) -> None:
+        house = House()
+        connection, transport = house.connect()
+        connection.data_received(b"CONNECT /livez HTTP/1.1\r\nHost: a\r\n" + UPGRADE + b"\r\n" + GET)
+        await settle()
+        assert status_of(transport) == 400
+        assert house.seen == []
 
 
 class TestBody:
