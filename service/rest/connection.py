@@ -264,8 +264,8 @@ class Connection(HttpToolsProtocol):
     def _parsing_goes_on(self, data: bytes) -> None:
         if self._is_flooded():
             self._stop_reading("headers_too_large" if self._stage is Stage.HEAD else "malformed_http")
-        else:
-            self._tail = (self._tail + data)[-len(_HEAD_END) + 1 :]
+        elif self._stage is Stage.HEAD:
+            self._tail = (self._tail + data[1 - len(_HEAD_END) :])[1 - len(_HEAD_END) :]
 
     def _parsing_stopped(self, cause: BaseException | None, data: bytes) -> None:
         if isinstance(cause, _AsksForUpgrade) and not self.is_answering and self.parser.get_method() != b"CONNECT":
