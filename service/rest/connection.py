@@ -10,6 +10,7 @@ import logging
 import re
 import select
 import socket
+import struct
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_REQUEST_SECONDS = 1.0  # a client that has just connected sends its request within this, or has none
 _HOST = re.compile(rb"[A-Za-z0-9._~:\[\]%-]*")  # names, addresses, a port
+_RESET = struct.pack("ii", 1, 0)  # linger for no time: a reset instead of megabytes for a reader who does not read
 _HEAD_END = b"\r\n\r\n"
 _UPGRADE_FIELDS = frozenset({b"connection", b"upgrade", b"http2-settings"})
 _MANY_PIECES, _SMALL_PIECE = 1024, 16  # this many pieces of a body shorter than that on average are an attack
@@ -215,8 +217,11 @@ class Connection(HttpToolsProtocol):
         return self._stage is not Stage.BODY and not self.is_answering and now - self._since > _FIRST_REQUEST_SECONDS
 
     def end(self, reason: str) -> None:
-        """Close at once, whatever is under way."""
+        """Close at once, whatever is under way; what the kernel still has to send is forgotten with it."""
         self._guard.count(reason, self.client)
+        connected = self.transport.get_extra_info("socket")
+        if connected is not None and connected.fileno() >= 0:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     @property
