@@ -48,7 +48,8 @@ test: check  ## Run every check and the whole default test suite
 test-abuse: $(DEV)  ## The whole abuse matrix, case by case, with its table
 	$(BIN)/python -m pytest -m '' --abuse-report tests/abuse $(ARGS)
 
-test-faults: $(DEV)  ## Slow, gone, stopped and starved: the faults that one machine can stage, each figure beside its bound
+test-faults: $(DEV)  ## Slow, gone, stopped and starved: each figure beside its bound (installs Debian packages: root once)
+	tests/support/debian-packages.sh tests/fault/debian-packages.txt
 	$(BIN)/python -m pytest -m '' -p no:randomly tests/fault $(ARGS)
 
 soak: $(DEV)  ## 20,000 mixed requests, then: has anything grown? And a leak on purpose, which must be seen (REQUESTS=1000000)

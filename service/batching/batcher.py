@@ -17,7 +17,8 @@ in the same turn share a batch, and none waits for another turn.
                  └───────────────────────── an instance is free: pump <──────┘
 
 *Bounded.* A full queue refuses (`queue_full`). So does a queue whose backlog would take longer than `max_queue_wait_ms`
-by the measured rate, what runs now included (`queue_wait`): a length alone is too short for bursts of a fast model and too long for a slow one.
+by the measured rate, what runs now included (`queue_wait`): a length alone is too short for bursts of a fast model and
+too long for a slow one.
 
 *Work-conserving.* While an instance is free, nothing waits (unless the manifest asks for a delay). So the batcher adds
 no latency to an idle server, and under load batches grow by themselves.

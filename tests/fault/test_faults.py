@@ -6,6 +6,7 @@ Figures that are times of good traffic have a few milliseconds of slack: other w
 import asyncio
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -28,6 +29,7 @@ from tests.support.server_process import FOVEA, ServerProcess, clean_environment
 
 CROWD = 500
 OVERLOAD_SECONDS = float(os.environ.get("FAULT_SECONDS", "60"))
+FAKETIME = list(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 _NOISE_SECONDS = 0.005
 _CLIENT_FILES = 4096
 
@@ -218,13 +220,60 @@ async def test_f15_a_repository_that_vanishes_stops_nothing(tmp_path: Path, repo
         )
 
 
-@pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
-async def test_f17_a_clock_that_jumps_expires_nothing(repository: Path, figure: Figure) -> None:
-    command = ["faketime", "-f", "+0 x1 i3600", str(FOVEA)]  # an hour on with every look at the wall clock
-    with ServerProcess(repository, "--server.drain-delay-s", "0", command=command) as server:
+async def test_f10_memory_that_runs_out_costs_the_request_that_wanted_it(server: ServerProcess, figure: Figure) -> None:
+    """Room for 40 MiB more, and an image of 25 megapixels, which are 75 MB."""
+    size = psutil.Process(server.pid).memory_info().vms
+    _, hard = resource.prlimit(server.pid, resource.RLIMIT_AS)
+    large = classify("colors", bodies.png_of_zeros(5000, 4990))
+    resource.prlimit(server.pid, resource.RLIMIT_AS, (size + 40 * 2**20, hard))
+    answered = [await _one(server.port, large) for _ in range(5)]
+    resource.prlimit(server.pid, resource.RLIMIT_AS, (hard, hard))
+    figure("F10", "answers that are neither 200 nor 503", sum(status not in (200, 503) for status in answered), 0)
+    figure("F10", "of 5 not refused for want of memory", sum(status != 503 for status in answered), 4)
+    after = [await _one(server.port, classify("colors")) for _ in range(100)]
+    figure("F10", "of the next 100 not answered 200", sum(status != 200 for status in after), 0)
+
+
+@pytest.mark.skipif(shutil.which("slowhttptest") is None, reason="slowhttptest is not installed")
+@pytest.mark.parametrize(("kind", "bound"), [("-H", 9), ("-B", 15)])
+def test_slowhttptest_finds_the_service_available(
+    server: ServerProcess, figure: Figure, kind: str, bound: float
+) -> None:
+    """500 connections, 100 new ones a second: whether it finds others served, and when all of its own are closed."""
+    rate = ["-c", "500", "-r", "100", "-i", "10", "-l", "60", "-p", "3", "-s", "8192", "-t", "POST"]
+    command = ["slowhttptest", kind, *rate, "-u", f"{server.url}/api/v1/models/colors/classify"]
+    said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
+    said = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    fault = {"-H": "F1", "-B": "F2"}[kind]
+    available = re.findall(r"service available: +(\w+)", said)
+    assert available
+    figure(fault, f"slowhttptest {kind}: looks that found no service", len(available) - available.count("YES"), 0)
+    (ended,) = re.findall(r"Test ended on (\d+)", said)
+    figure(fault, f"slowhttptest {kind}: all closed on second", float(ended), bound + 5)
+    assert "No open connections left" in said
+
+
+@pytest.mark.skipif(not FAKETIME, reason="libfaketime is not installed")
+async def test_f17_a_clock_that_jumps_expires_nothing(repository: Path, tmp_path: Path, figure: Figure) -> None:
+    """An hour on, an hour back, while requests are under way; the monotonic clock goes on as it was."""
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    faked = [
+        f"LD_PRELOAD={FAKETIME[0]}",
+        f"FAKETIME_TIMESTAMP_FILE={clock}",
+        "FAKETIME_NO_CACHE=1",
+        "DONT_FAKE_MONOTONIC=1",
+    ]
+    with ServerProcess(repository, "--server.drain-delay-s", "0", command=["env", *faked, str(FOVEA)]) as server:
         server.wait_until_ready()
-        during = await good_traffic(server.port, 3.0)
+        asking = asyncio.create_task(good_traffic(server.port, 3.0))
+        for offset in ("+3600", "-3600", "+0"):
+            await asyncio.sleep(0.7)
+            clock.write_text(offset)
+        during = await asking
         figure("F17", "requests not answered 200 while the clock jumps", during.total - during.count(200), 0)
+        hours = {line["ts"][:13] for line in server.lines}
+        assert len(hours) >= 3  # it did jump
 
 
 async def test_f18_descriptors_that_run_out_are_survived(repository: Path, figure: Figure) -> None:
