@@ -218,7 +218,7 @@ class Connection(HttpToolsProtocol):
 
     def end(self, reason: str) -> None:
         """Close at once, whatever is under way; what the kernel still has to send is forgotten with it."""
-        self._guard.count(reason, self.client)
+        self._guard.note(reason, self.client)
         connected = self.transport.get_extra_info("socket")
         if connected is not None and connected.fileno() >= 0:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -250,7 +250,7 @@ class Connection(HttpToolsProtocol):
         if self._is_broken or self.cycle.response_complete:
             self.end("body_deadline")
             return
-        self._guard.count("body_deadline", self.client)
+        self._guard.count("body_deadline")
         seconds = self._guard.body_seconds(self._body_bytes)
         self._fail(BodyTimeout(f"The body did not arrive within {seconds:.3g} s."))
 
@@ -293,7 +293,7 @@ class Connection(HttpToolsProtocol):
         self._is_broken = True
         self.flow.pause_reading()
         if self._stage is Stage.BODY and self.is_answering:
-            self._guard.count(reason, self.client)
+            self._guard.count(reason)
             self._fail(MalformedRequest("The body is not framed as RFC 9112 has it, or in uselessly small chunks."))
         elif self.is_answering:
             self.cycle.keep_alive = False

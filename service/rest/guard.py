@@ -90,15 +90,19 @@ class ConnectionGuard:
         spare.end("connection_limit")
         return True
 
-    def count(self, reason: str, client: tuple[str, int] | None, **fields: object) -> None:
-        """One line and one count of a connection that was ended by a limit."""
+    def count(self, reason: str) -> None:
+        """A request or a connection was ended by a limit."""
         self._metrics.connections_closed.labels(reason).inc()
+
+    def note(self, reason: str, client: tuple[str, int] | None, **fields: object) -> None:
+        """One line and one count of what has no request to be logged with."""
+        self.count(reason)
         logger.warning("connection_closed", extra={"reason": reason, "client": client and client[0], **fields})
 
     def refusal(self, reason: str, client: tuple[str, int] | None, request_id: str) -> bytes:
         """The whole answer to what is not taken, which says that the connection closes."""
         status, detail = REFUSALS[reason]
-        self.count(reason, client, status=status, request_id=request_id)
+        self.note(reason, client, status=status, request_id=request_id)
         title = HTTPStatus(status).phrase
         problem = {"type": f"urn:fovea:error:{reason}", "title": title, "status": status, "detail": detail}
         body = orjson.dumps(problem | {"code": reason, "request_id": request_id})
