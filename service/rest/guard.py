@@ -73,10 +73,14 @@ class ConnectionGuard:
         return min(self._body_seconds + nbytes / _BYTES_PER_SECOND, self._longest_body_seconds)
 
     def look(self, connections: Collection["Connection"]) -> None:
-        """Close whatever is over its time."""
+        """Close whatever is over its time. What goes wrong with one connection ends no other, nor the server."""
         now = self.clock()
         for connection in list(connections):
-            connection.keep_to_time(now)
+            try:
+                connection.keep_to_time(now)
+            except Exception:
+                logger.exception("connection_check_failed")
+                connection.transport.abort()
         self._metrics.open_connections.set(len(connections))
 
     def has_room(self, connections: Collection["Connection"]) -> bool:

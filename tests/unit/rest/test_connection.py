@@ -437,6 +437,18 @@ class TestAnswers:
         assert not transport.is_closed
 
 
+async def test_a_connection_that_cannot_be_looked_at_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House()
+    _, odd = house.connect()
+    _, other = house.connect()
+    monkeypatch.setattr(odd, "get_write_buffer_size", lambda: 1 / 0)
+    await house.pass_time(1)
+    assert odd.is_aborted
+    assert not other.is_closed
+    await house.pass_time(5)
+    assert other.is_closed
+
+
 class TestRoom:
     async def test_one_that_only_waits_makes_room(self) -> None:
         house = House(connections=2)
