@@ -44,6 +44,18 @@ class Refused(Exception):
         self.reason = reason
 
 
+def _descriptors(connections: int) -> int:
+    """How many files the process may open, after asking for as many as so many connections need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OWN_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
 class ConnectionGuard:
     """The limits of every connection of a process. `look` is called every LOOK_SECONDS, on the event loop."""
 
@@ -64,8 +76,7 @@ class ConnectionGuard:
         self.body_bytes = max(limits.body_bytes, limits.json_body_bytes, limits.tensor_body_bytes) + _DISCARDED_BYTES
         self._body_seconds = limits.body_grace_s
         self._longest_body_seconds = limits.body_timeout_s
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_connections = max(1, min(limits.connections, files - _OWN_FILES))
+        self._most_connections = max(1, min(limits.connections, _descriptors(limits.connections) - _OWN_FILES))
         self._metrics = metrics
 
     def body_seconds(self, nbytes: int) -> float:
