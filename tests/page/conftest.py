@@ -109,12 +109,12 @@ def open_page(context: BrowserContext, server: ServerProcess, console: list[str]
         page.on("console", lambda said: console.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: console.append(f"{error.name}: {error.message}"))
 
-    def opened(url: str = server.url, model: str | None = None) -> Workbench:
+    def opened(url: str = server.url, model: str | None = None, status: str = "ready") -> Workbench:
         page = context.new_page()
         listen(page)
         page.goto(url)
         bench = Workbench(page)
-        expect(page.locator("#service")).to_contain_text("ready")
+        expect(page.locator("#service")).to_contain_text(status)
         if model is not None:
             bench.choose_model(model)
         return bench

@@ -82,14 +82,17 @@ class Refusal extends Error {
   }
 }
 
+/** A good answer to a request of ours, with the token where one was given. Throws Refusal. */
 async function ask(path, options = {}) {
-  try {
-    return await fetch(new URL(path, document.baseURI), options);
-  } catch (error) {
+  const token = $("token").value; // kept in the field only
+  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+  const answer = await fetch(new URL(path, document.baseURI), { ...options, headers }).catch((error) => {
     if (error.name === "AbortError") throw error;
-    refreshModels(); // which says so at the top, and notices when it is back
     throw new Refusal(0, { code: "unreachable", detail: "The server cannot be reached." });
-  }
+  });
+  if (answer.ok) return answer;
+  if (answer.status === 401) $("token-field").hidden = false;
+  throw await Refusal.of(answer);
 }
 
 function classifyPath({ model, version, topK }) {
@@ -99,14 +102,8 @@ function classifyPath({ model, version, topK }) {
 
 /** The answer to one image, and how long it took with the network. Throws Refusal. */
 async function classifyOnce(choice, body, type, signal) {
-  const headers = { "Content-Type": type };
-  if ($("token").value) headers.Authorization = `Bearer ${$("token").value}`;
   const began = performance.now();
-  const answer = await ask(classifyPath(choice), { method: "POST", body, headers, signal });
-  if (!answer.ok) {
-    if (answer.status === 401) $("token-field").hidden = false;
-    throw await Refusal.of(answer);
-  }
+  const answer = await ask(classifyPath(choice), { method: "POST", body, headers: { "Content-Type": type }, signal });
   const said = await answer.json();
   return { ...said, roundTrip: performance.now() - began };
 }
@@ -128,19 +125,22 @@ async function classify(choice, body, type, signal) {
 
 let models = [];
 let shownModels = "";
+let noModels = ""; // why there are none to show
 let nextLook = 0;
 
 async function refreshModels() {
   clearTimeout(nextLook);
   try {
-    const answer = await fetch(new URL("api/v1/models", document.baseURI));
-    if (!answer.ok) throw await Refusal.of(answer);
-    ({ models } = await answer.json());
+    ({ models } = await (await ask("api/v1/models")).json());
+    noModels = "There is no model here yet: put one into the server's model repository.";
     showService(`${models.filter((model) => model.ready).length} of ${count(models.length, "model")} ready`);
   } catch (error) {
-    showService(error instanceof Refusal ? error.message : "The server cannot be reached", "down");
+    noModels = error.message;
+    showService(error.status === 401 ? "This server wants a token" : error.message, "down");
   }
-  if (JSON.stringify(models) !== shownModels) showModels(); // an open list is not pulled away from under a hand
+  const news = JSON.stringify([models, noModels]);
+  if (news !== shownModels) showModels(); // an open list is not pulled away from under a hand
+  shownModels = news;
   const loading = models.some((model) => model.versions.some(({ state }) => state === "LOADING"));
   if (!document.hidden) nextLook = setTimeout(refreshModels, loading ? LOOK_AGAIN_MS : LOOK_EVERY_MS);
 }
@@ -160,7 +160,6 @@ function chosen() {
 }
 
 function showModels() {
-  shownModels = JSON.stringify(models);
   const before = $("model").value || memory.get("model");
   const inColor = (model) => takesImages(model) && model.input.color !== "gray"; // as what people try first: photographs
   const pick = modelNamed(before) ?? models.find(inColor) ?? models.find(takesImages) ?? models[0];
@@ -202,7 +201,7 @@ function inputSize(input) {
 }
 
 function modelProblem(model) {
-  if (!model) return "There is no model here yet: put one into the server's model repository.";
+  if (!model) return noModels;
   if (!model.ready) return `${model.name} is not ready: ${model.reason}.`;
   if (!model.input) return `${model.name} takes tensors, not images; its manifest describes no preprocessing.`;
   return "";
@@ -367,8 +366,8 @@ async function predict() {
   reveal($("results-title"));
   for (const { part } of asked) part.querySelector(".state").textContent = "Waiting";
   const work = async () => {
-    for (let image = queue.shift(); image && !signal.aborted; image = queue.shift()) {
-      await predictOne(image, choice, signal);
+    while (queue.length && !signal.aborted) {
+      await predictOne(queue.shift(), choice, signal);
       showPredict(++done, asked.length);
     }
   };
@@ -390,6 +389,7 @@ async function predictOne(image, choice, signal) {
   } catch (error) {
     image.asked = null;
     showFailure(image, error);
+    if (error.code === "unreachable") refreshModels(); // which says so at the top, and notices when it is back
   }
   image.part.removeAttribute("aria-busy");
 }
@@ -713,7 +713,6 @@ async function openCard() {
   if (!model.card) return;
   try {
     const answer = await ask(`api/v1/models/${encodeURIComponent(model.name)}/card`);
-    if (!answer.ok) throw await Refusal.of(answer);
     $("card-text").replaceChildren(markdown(await answer.text(), model.name));
   } catch (error) {
     $("card-text").replaceChildren(element("p", error.message, { class: "problem" }));
@@ -874,7 +873,10 @@ function listen() {
     showModel();
   });
   for (const id of ["version", "top-k"]) on(id, "change", showChoice);
-  on("token", "input", showCurl);
+  on("token", "change", () => {
+    showCurl();
+    refreshModels();
+  });
   for (const id of ["choose", "capture"]) {
     on(id, "change", async ({ target }) => {
       const files = [...target.files];
