@@ -175,6 +175,14 @@ class TestAsking:
         bench.predict.click()
         expect(bench.entries).to_have_count(6)
 
+    def test_no_label_at_all_is_an_answer(self, open_page: Open) -> None:
+        bench = open_page(model="strict")
+        bench.add(color("red"))
+        bench.predict_all()
+        expect(bench.cards.first.locator(".state")).to_have_text("strict · version 1 · no label reached its threshold")
+        expect(bench.page.get_by_role("status")).to_have_text("red.png: no label")
+        expect(bench.entries.first).to_contain_text("no label")
+
     def test_the_curl_line_asks_the_same(self, open_page: Open, tmp_path: Path) -> None:
         bench = open_page(model="digits")
         (tmp_path / "it's a 5.png").write_bytes(bodies.drawn_digit(5))
@@ -288,6 +296,7 @@ class TestNotWorking:
         bench.predict.click()
         expect(bench.page.locator(".card .state", has_text="Stopped")).to_have_count(6)
         expect(bench.predict).to_have_text("Predict 6 images")
+        bench.page.unroute_all(behavior="ignoreErrors")
 
 
 def test_each_answer_stands_with_its_own_picture(open_page: Open) -> None:

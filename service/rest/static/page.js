@@ -395,17 +395,18 @@ async function predictOne(image, choice, signal) {
 }
 
 function summary(asked) {
-  const answered = asked.filter((image) => image.best);
+  const answered = asked.filter((image) => image.asked);
   const failed = asked.length - answered.length;
-  const said = answered.slice(0, 3).map(({ name, best }) => `${name}: ${best.label}, ${score(best.score)}`);
-  return [...said, failed ? `${failed} without an answer` : ""].filter(Boolean).join(". ") || "No label reached the bar";
+  const said = answered.slice(0, 3).map(({ name, best }) => `${name}: ${best ? `${best.label}, ${score(best.score)}` : "no label"}`);
+  return [...said, failed ? `${failed} without an answer` : ""].filter(Boolean).join(". ");
 }
 
 function showAnswer(image, answer) {
   const { predictions } = answer.results[0];
   const { part } = image;
   image.best = predictions[0];
-  part.querySelector(".state").textContent = `${answer.model} · version ${answer.version}`;
+  const verdict = image.best ? "" : " · no label reached its threshold"; // as several may apply, none may
+  part.querySelector(".state").textContent = `${answer.model} · version ${answer.version}${verdict}`;
   show(part.querySelector(".problem"));
   showLabels(part.querySelector(".labels"), predictions);
   showTiming(part.querySelector(".timing"), answer);
@@ -523,14 +524,14 @@ function startLive() {
   stopLive();
   Object.assign(camera, { skipped: 0, notBefore: 0, answeredAt: [] });
   camera.timer = setInterval(tick, 1000 / Number($("rate").value));
-  $("live").setAttribute("aria-pressed", "true");
+  $("live").classList.add("on");
   $("live").textContent = "Stop live";
 }
 
 function stopLive() {
   clearInterval(camera.timer);
   camera.timer = 0;
-  $("live").setAttribute("aria-pressed", "false");
+  $("live").classList.remove("on");
   $("live").textContent = "Classify live";
   $("live-verdict").textContent = "";
 }
@@ -562,7 +563,7 @@ function showLive(answer) {
   $("live-figures").textContent = `${answer.model} ${answer.version} · ${rate} · ${milliseconds(answer.roundTrip)} each · ${camera.skipped} skipped while busy`;
   showLabels($("live-labels"), predictions);
   const best = predictions[0];
-  $("live-verdict").textContent = best ? `${best.label} ${score(best.score)}` : "";
+  $("live-verdict").textContent = best ? `${best.label} ${score(best.score)}` : "no label";
   if (best && best.label !== camera.said && now - camera.saidAt > SAY_EVERY_MS) {
     Object.assign(camera, { said: best.label, saidAt: now });
     announce(`${best.label}, ${score(best.score)}`);
@@ -862,21 +863,22 @@ async function copyCurl() {
 
 const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 
-function listen() {
-  const on = (id, kind, handler) => $(id).addEventListener(kind, handler);
+const on = (id, kind, handler) => $(id).addEventListener(kind, handler);
+
+function listenToSetup() {
   on("skip", "click", (event) => {
     event.preventDefault(); // the page's base is not always its own address
     $("main").focus();
+  });
+  on("token", "change", () => {
+    showCurl();
+    refreshModels();
   });
   on("model", "change", () => {
     memory.set("model", $("model").value);
     showModel();
   });
   for (const id of ["version", "top-k"]) on(id, "change", showChoice);
-  on("token", "change", () => {
-    showCurl();
-    refreshModels();
-  });
   for (const id of ["choose", "capture"]) {
     on(id, "change", async ({ target }) => {
       const files = [...target.files];
@@ -888,12 +890,20 @@ function listen() {
   on("predict", "click", predict);
   on("remove-all", "click", removeAll);
   on("copy-curl", "click", copyCurl);
+  on("open-card", "click", openCard);
+  on("close-card", "click", () => $("card").close());
+}
+
+function listenToCamera() {
   on("open-camera", "click", () => openCamera());
   on("close-camera", "click", closeCamera);
   on("device", "change", () => openCamera($("device").value));
   on("snap", "click", takePhoto);
   on("live", "click", toggleLive);
   on("rate", "change", () => camera.timer && startLive());
+}
+
+function listenToHistory() {
   on("search", "input", () => {
     entriesShown = ENTRIES_SHOWN;
     showHistory();
@@ -910,9 +920,6 @@ function listen() {
   });
   on("confirm-no", "click", () => $("confirm").close());
   on("confirm-yes", "click", clearHistory);
-  on("open-card", "click", openCard);
-  on("close-card", "click", () => $("card").close());
-  listenToDocument();
 }
 
 function listenToDocument() {
@@ -949,7 +956,10 @@ async function showVersion() {
   $("about").textContent = `Fovea ${version}`;
 }
 
-listen();
+listenToSetup();
+listenToCamera();
+listenToHistory();
+listenToDocument();
 $("paste").hidden = !navigator.clipboard?.read;
 showImages();
 await Promise.allSettled([refreshModels(), openHistory(), showVersion()]);
