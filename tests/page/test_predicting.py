@@ -228,6 +228,8 @@ class TestNotWorking:
         bench = open_page(model=model)
         bench.add(color("red"))
         expect(bench.page.locator("#model-problem")).to_contain_text(words)
+        bench.choose_model(model)
+        expect(bench.page.get_by_role("status")).to_contain_text(words)
         expect(bench.predict).to_be_disabled()
 
     def test_a_busy_server_is_asked_again_when_it_says(self, open_page: Open, console: list[str]) -> None:

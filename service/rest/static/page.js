@@ -220,7 +220,7 @@ function showCurl() {
   const name = last?.name ?? "photo.jpg";
   const file = /^[\w.-]+$/.test(name) ? `@${name}` : quoted(`@${name}`);
   const token = $("token").value ? " -H 'Authorization: Bearer '\"$TOKEN\"" : "";
-  $("curl").textContent = `curl --data-binary ${file} -H 'Content-Type: ${last?.type ?? "image/jpeg"}'${token} \\\n  ${quoted(url.href)}`;
+  $("curl").textContent = `curl --data-binary ${file} -H 'Content-Type: ${last?.type ?? "image/jpeg"}'${token} ${quoted(url.href)}`;
 }
 
 // Images
@@ -877,6 +877,7 @@ function listenToSetup() {
   on("model", "change", () => {
     memory.set("model", $("model").value);
     showModel();
+    announce($("model-problem").textContent);
   });
   for (const id of ["version", "top-k"]) on(id, "change", showChoice);
   for (const id of ["choose", "capture"]) {
