@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from service import __version__, config
 from service.config import Settings
@@ -37,12 +38,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(check)
     classify = commands.add_parser("classify", help="classify files or folders, here or through a running server")
     classify.add_argument("files", nargs="+", type=Path, metavar="FILE", help="an image, or a folder of images")
-    classify.add_argument("--model", default="imagenet", help="model to ask (default: imagenet)")
+    classify.add_argument("--model", default="imagenet", help="MODEL or MODEL/VERSION (default: imagenet)")
     classify.add_argument("--url", help="a running server; without it the model is loaded here")
     classify.add_argument("--top-k", type=int, default=5, choices=range(1, 101), metavar="K", help="labels an image")
     classify.add_argument("--json", action="store_true", help="one JSON object a line")
+    classify.add_argument("--output", type=Path, metavar="FILE", help="write to FILE.jsonl or FILE.csv instead")
+    classify.add_argument("--resume", action="store_true", help="continue FILE: only what it has no answer for")
     _add_settings(classify)
+    _add_evaluate(commands)
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="measure a model on labelled images")
+    evaluate.add_argument("model", metavar="MODEL", help="MODEL or MODEL/VERSION")
+    evaluate.add_argument("data", type=Path, metavar="DIR|CSV", help="a folder a class, or a table with file,label")
+    evaluate.add_argument("--url", help="a running server; without it the model is loaded here")
+    evaluate.add_argument("--against", metavar="VERSION", help="compare with this version, or MODEL/VERSION")
+    evaluate.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (fovea-reports/evaluate-MODEL)")
+    evaluate.add_argument("--resume", action="store_true", help="continue: ask only what has no answer in FOLDER")
+    evaluate.add_argument(
+        "--fit", action="append", default=[], choices=("temperature", "thresholds"), help="of [output]; may be repeated"
+    )
+    evaluate.add_argument(
+        "--write-reference", action="store_true", help="write reference.json, what drift is measured against"
+    )
+    _add_settings(evaluate)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -90,8 +111,36 @@ def _classify(arguments: argparse.Namespace) -> int:
     from service.workbench.classify import classify_files
 
     return classify_files(
-        arguments.files, _settings(arguments), arguments.model, arguments.url, arguments.top_k, as_json=arguments.json
+        arguments.files,
+        _settings(arguments),
+        arguments.model,
+        arguments.url,
+        arguments.top_k,
+        as_json=arguments.json,
+        output=arguments.output,
+        resume=arguments.resume,
     )
 
 
-_COMMANDS = {"serve": _serve, "check": _check, "classify": _classify}
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from service.workbench.evaluate import Options, evaluate
+
+    options = Options(
+        arguments.model,
+        arguments.data,
+        arguments.url,
+        arguments.against,
+        arguments.output,
+        arguments.resume,
+        tuple(arguments.fit),
+        arguments.write_reference,
+    )
+    return evaluate(_settings(arguments), options)
+
+
+_COMMANDS = {
+    "serve": _serve,
+    "check": _check,
+    "classify": _classify,
+    "evaluate": _evaluate,
+}
