@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("--resume", action="store_true", help="continue FILE: only what it has no answer for")
     _add_settings(classify)
     _add_evaluate(commands)
+    _add_quantize(commands)
     return parser
 
 
@@ -64,6 +65,28 @@ def _add_evaluate(commands: Any) -> None:
         "--write-reference", action="store_true", help="write reference.json, what drift is measured against"
     )
     _add_settings(evaluate)
+
+
+def _add_quantize(commands: Any) -> None:
+    quantize = commands.add_parser("quantize", help="an int8 or fp16 copy, if it still answers as well")
+    quantize.add_argument("model", metavar="MODEL", help="MODEL or MODEL/VERSION")
+    quantize.add_argument(
+        "--images", type=Path, required=True, metavar="DIR|CSV", help="to calibrate with; labelled or not"
+    )
+    quantize.add_argument(
+        "--gate", type=Path, metavar="DIR|CSV", help="to judge by; else a part of --images kept apart"
+    )
+    quantize.add_argument("--precision", choices=("int8", "fp16"), default="int8", help="int8 for CPUs, fp16 for GPUs")
+    quantize.add_argument("--name", help="of the new model (MODEL-int8)")
+    quantize.add_argument("--as-version", action="store_true", help="a new version of MODEL instead of a new model")
+    quantize.add_argument("--replace", action="store_true", help="put it in the place of the model of that name")
+    quantize.add_argument(
+        "--max-drop", type=float, default=0.5, metavar="POINTS", help="of top-1 on labelled images (default: 0.5)"
+    )
+    quantize.add_argument(
+        "--min-agreement", type=float, default=0.98, metavar="SHARE", help="of top-1 without labels (default: 0.98)"
+    )
+    _add_settings(quantize)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -138,9 +161,27 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return evaluate(_settings(arguments), options)
 
 
+def _quantize(arguments: argparse.Namespace) -> int:
+    from service.workbench.quantize import Options, quantize
+
+    options = Options(
+        arguments.model,
+        arguments.images,
+        arguments.precision,
+        arguments.gate,
+        arguments.name,
+        arguments.as_version,
+        arguments.replace,
+        arguments.max_drop,
+        arguments.min_agreement,
+    )
+    return quantize(_settings(arguments), options)
+
+
 _COMMANDS = {
     "serve": _serve,
     "check": _check,
     "classify": _classify,
     "evaluate": _evaluate,
+    "quantize": _quantize,
 }
