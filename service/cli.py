@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(classify)
     _add_evaluate(commands)
     _add_quantize(commands)
+    _add_tune(commands)
     return parser
 
 
@@ -87,6 +88,23 @@ def _add_quantize(commands: Any) -> None:
         "--min-agreement", type=float, default=0.98, metavar="SHARE", help="of top-1 without labels (default: 0.98)"
     )
     _add_settings(quantize)
+
+
+def _add_tune(commands: Any) -> None:
+    tune = commands.add_parser("tune", help="find the most throughput within a latency on this machine")
+    tune.add_argument("model", metavar="MODEL", help="MODEL or MODEL/VERSION")
+    tune.add_argument(
+        "--p99-ms", type=float, default=50.0, metavar="MS", help="what 99 of 100 answers keep (default: 50)"
+    )
+    tune.add_argument(
+        "--budget-s", type=float, default=90.0, metavar="S", help="seconds the search may take (default: 90)"
+    )
+    tune.add_argument(
+        "--images", type=Path, metavar="DIR", help="what to send; else pictures made for the model's input"
+    )
+    tune.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (fovea-reports/tune-MODEL)")
+    tune.add_argument("--dry-run", action="store_true", help="show the manifest's new keys and leave it as it is")
+    _add_settings(tune)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -178,10 +196,19 @@ def _quantize(arguments: argparse.Namespace) -> int:
     return quantize(_settings(arguments), options)
 
 
+def _tune(arguments: argparse.Namespace) -> int:
+    from service.workbench.tune import Options, tune
+
+    write = not arguments.dry_run
+    options = Options(arguments.model, arguments.p99_ms, arguments.budget_s, arguments.images, arguments.output, write)
+    return tune(_settings(arguments), options)
+
+
 _COMMANDS = {
     "serve": _serve,
     "check": _check,
     "classify": _classify,
     "evaluate": _evaluate,
     "quantize": _quantize,
+    "tune": _tune,
 }
