@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import httpx2
 
 from service import __version__
-from service.client import AsyncFoveaClient, FoveaApiError, RetryPolicy
+from service.client import AsyncFoveaClient, FoveaApiError, ImageResult, RetryPolicy
 from service.config import Settings
 from service.errors import ConfigurationError, FoveaError, Overloaded
 from service.messages import Classification, ImagePayload, InferenceRequest, ModelRef
@@ -116,12 +116,19 @@ class There:
             raise Refused(str(error)) from None
         except httpx2.TransportError as error:
             raise ConfigurationError(f"{self._url}: {type(error).__name__}: {error}") from None
-        return [
-            {"error": result.error_detail}
-            if result.error_code
-            else {"predictions": [asdict(prediction) for prediction in result.predictions]}
-            for result in answer.results
-        ]
+        return [self._row(result) for result in answer.results]
+
+    def _row(self, result: ImageResult) -> Row:
+        if result.error_code:
+            return {"error": result.error_detail}
+        for prediction in result.predictions:
+            at = prediction.index
+            if self.described.labels[at : at + 1] != (prediction.label,):
+                raise ConfigurationError(
+                    f"{self._url}: {self.described} has labels of its own, and a server lists those of its default "
+                    "version: leave out --url, give --model-repo"
+                )
+        return {"predictions": [asdict(prediction) for prediction in result.predictions]}
 
 
 def reference(text: str) -> ModelRef:
