@@ -147,6 +147,56 @@ class TestEvaluate:
         assert (done.returncode, "version 7" in done.stderr) == (2, True)
 
 
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("several")
+    manifest = tiny_models.UNIT + '[output]\ntask = "multilabel"\n'
+    tiny_models.write_model(root, "eager", tiny_models.classifier(bias=1.0), manifest=manifest)
+    tiny_models.write_model(
+        root, "one-unit", tiny_models.one_unit(ending=None), manifest=manifest.replace("multilabel", "binary"),
+        labels=("dark", "bright"),
+    )  # fmt: skip
+    return root
+
+
+class TestSeveralLabels:
+    """A multilabel model that calls everything, until its thresholds are fitted."""
+
+    @pytest.fixture
+    def table(self, tmp_path: Path) -> Path:
+        right = {"red": "red", "yellow": "red|green", "white": "red|green|blue", "black": "", "blue": "blue"}
+        lines = ["file,label"]
+        for number in range(2):
+            for color, labels in right.items():
+                (tmp_path / f"{color}{number}.png").write_bytes(tiny_models.picture(color))
+                lines.append(f"{color}{number}.png,{labels}")
+        (tmp_path / "truth.csv").write_text("\n".join(lines) + "\n")
+        return tmp_path / "truth.csv"
+
+    def test_thresholds_are_fitted_label_by_label(self, several: Path, table: Path, tmp_path: Path) -> None:
+        arguments = ("evaluate", "eager", table, "--fit", "thresholds", "--model-repo", several)
+        done = run_fovea(*arguments, "--output", tmp_path / "report")
+        assert done.returncode == 0, done.stderr
+        report = report_of(tmp_path / "report")
+        assert report["accuracy"] == 0.2  # only white has all three
+        (line,) = report["fitted"]["output"]
+        manifest = several / "eager" / "model.toml"
+        manifest.write_text(manifest.read_text() + line + "\n")
+        again = run_fovea("evaluate", "eager", table, "--model-repo", several, "--output", tmp_path / "again")
+        assert again.returncode == 0, again.stderr
+        assert report_of(tmp_path / "again")["accuracy"] == 1.0
+        assert re.search(r"exact match +1\.0000 +10", again.stdout)
+
+    def test_binary_model_gets_one_threshold(self, several: Path, tmp_path: Path) -> None:
+        colored(tmp_path / "data", "bright", "white", 5)
+        colored(tmp_path / "data", "dark", "black", 5)
+        arguments = ("evaluate", "one-unit", tmp_path / "data", "--fit", "thresholds", "--model-repo", several)
+        done = run_fovea(*arguments, "--output", tmp_path / "report")
+        assert done.returncode == 0, done.stderr
+        assert report_of(tmp_path / "report")["accuracy"] == 1.0
+        assert re.search(r"thresholds = \[0\.\d+\]", done.stdout)
+
+
 class TestBulkClassify:
     @pytest.fixture
     def digits(self, tmp_path: Path) -> Path:
