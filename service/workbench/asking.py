@@ -30,7 +30,8 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif",
 _GROUP_FILES = 4  # to a request: halves what HTTP costs small images ...
 _GROUP_BYTES = 4 * 1024 * 1024  # ... and keeps far from the bound on a body
 _GROUPS_IN_FLIGHT = 8  # enough that every execution thread finds a batch waiting
-_PATIENCE_SECONDS = 300.0  # bulk work waits rather than fails
+_PATIENCE_SECONDS = 300.0  # with a model that is slow: bulk work waits rather than fails ...
+_AWAY_SECONDS = 60.0  # ... and with a server that is away: a restart takes less
 _STATUSES_OF_ALL = frozenset({401, 403, 404, 409, 429, 503})  # what is wrong is not the images
 
 Row = dict[str, Any]
@@ -192,7 +193,7 @@ async def _opened_there(settings: Settings, ref: ModelRef, url: str) -> AsyncIte
     version = ref.version or about.get("default_version")
     if version is None:
         raise ConfigurationError(f"{url}: {ref.name}: {about.get('reason', 'it is not ready')}")
-    retry = RetryPolicy(attempts=1000, patience_seconds=_PATIENCE_SECONDS)
+    retry = RetryPolicy(attempts=1000, patience_seconds=_AWAY_SECONDS)
     async with AsyncFoveaClient(url, token=token, timeout_seconds=_PATIENCE_SECONDS, retry=retry) as client:
         yield There(client, url, Described(ref.name, int(version), about["task"], tuple(about["labels"])))
 
