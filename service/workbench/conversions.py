@@ -61,7 +61,7 @@ def int8(source: Path, target: Path, images: npt.NDArray[Any]) -> None:
         tools.quantize_static(
             corrected,
             target,
-            _Reader(tools.CalibrationDataReader, graph.graph.input[0].name, images),
+            _Reader(graph, images),
             quant_format=tools.QuantFormat.QDQ,
             per_channel=True,
             activation_type=tools.QuantType.QUInt8,
@@ -87,21 +87,22 @@ def fp16(source: Path, target: Path, images: npt.NDArray[Any]) -> None:
 CONVERSIONS: dict[str, Conversion] = {"int8": int8, "fp16": fp16}
 
 
-def _Reader(base: Any, name: str, images: npt.NDArray[Any]) -> Any:  # noqa: N802  # makes a class: its base comes late
-    class Reader(base):  # type: ignore[misc]  # as above
-        def __init__(self) -> None:
-            self._batches = _batches(images)
+class _Reader:
+    """Batches of images as the calibration of ONNX Runtime wants them."""
 
-        def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {name: batch}
+    def __init__(self, graph: Any, images: npt.NDArray[Any]) -> None:
+        self._name = graph.graph.input[0].name
+        self._batches = _batches(graph, images)
 
-    return Reader()
+    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {self._name: batch}
 
 
-def _batches(images: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    for start in range(0, len(images), _BATCH):
-        yield images[start : start + _BATCH]
+def _batches(graph: Any, images: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    size = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or _BATCH  # where it is fixed it is 1
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
 
 
 def _kept_float(graph: Any) -> list[str]:
@@ -173,7 +174,7 @@ def _seen(graph: Any, convolutions: Sequence[_Convolution], images: npt.NDArray[
     seen = [
         Seen.nothing(convolution.groups, int(np.prod(convolution.weight.shape[1:]))) for convolution in convolutions
     ]
-    for batch in _batches(images):
+    for batch in _batches(graph, images):
         values = dict(zip(inside, session.run(inside, {feed: batch}) if inside else (), strict=True)) | {feed: batch}
         for convolution, into in zip(convolutions, seen, strict=True):
             into.add(

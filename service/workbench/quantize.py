@@ -177,7 +177,7 @@ async def _drafted(
     source = settings.repository.path / ref.name / str(here.loaded.version)
     draft = _copied(source, target, scratch)
     file = draft.folder / str(draft.version) / _MODEL_FILE
-    CONVERSIONS[options.precision](source / _MODEL_FILE, file, rows)
+    _converted(options.precision, source / _MODEL_FILE, file, rows)
     repository = settings.repository.model_copy(update={"path": scratch})
     tried = settings.model_copy(update={"repository": repository})
     async with opened_here(tried, ModelRef(target.name, target.version)) as copy:
@@ -188,6 +188,19 @@ async def _drafted(
     after = Side(after_ms, file.stat().st_size)
     verdict = Verdict(Comparison(first, second), is_labelled, len(rows), before, after, options)
     return draft, verdict, str(here.described)
+
+
+def _converted(precision: str, source: Path, target: Path, rows: npt.NDArray[Any]) -> None:
+    """Raises ConfigurationError, whatever the tools stumble over."""
+    try:
+        CONVERSIONS[precision](source, target, rows)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        raise ConfigurationError(
+            f"{precision}: the graph cannot be converted: {type(error).__name__}: {said}"
+        ) from None
 
 
 def _split(here: Here, options: Options) -> tuple[list[Path], list[Labelled], bool]:

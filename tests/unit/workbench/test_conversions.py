@@ -17,7 +17,7 @@ from tests.support import tiny_models
 IMAGES = np.random.default_rng(0).random((32, 3, 16, 16)).astype(np.float32)
 
 
-def network(*, layers: int = 4, groups: int = 1) -> onnx.ModelProto:
+def network(*, layers: int = 4, groups: int = 1, batch: int | str = "N") -> onnx.ModelProto:
     """Convolutions with ReLUs, their weights far from anything int8 holds exactly, pooled into three scores."""
     random = np.random.default_rng(1)
     nodes, constants, before, channels = [], {}, "image", 3
@@ -38,7 +38,7 @@ def network(*, layers: int = 4, groups: int = 1) -> onnx.ModelProto:
         helper.make_node("Flatten", ["pooled"], ["flat"]),
         helper.make_node("MatMul", ["flat", "head"], ["scores"]),
     ]
-    sides = {"image": ("float32", ("N", 3, 16, 16))}, {"scores": ("float32", ("N", 3))}
+    sides = {"image": ("float32", (batch, 3, 16, 16))}, {"scores": ("float32", (batch, 3))}
     return tiny_models.graph(nodes, *sides, constants)
 
 
@@ -70,6 +70,14 @@ def test_layers_are_quantized_and_what_comes_after_them_is_not(tmp_path: Path) -
     weighted = [node for node in graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
     assert {made_by.get(node.input[1]) for node in weighted} == {"DequantizeLinear"}
     assert made_by["chances"] == "Softmax"
+
+
+@pytest.mark.parametrize("conversion", [conversions.int8, conversions.fp16])
+def test_graph_with_a_fixed_batch_is_converted_too(tmp_path: Path, conversion: conversions.Conversion) -> None:
+    source = tiny_models.save(network(batch=1), tmp_path / "source.onnx")
+    conversion(source, tmp_path / "copy.onnx", IMAGES)
+    before, after = answers(source, IMAGES[:1]), answers(tmp_path / "copy.onnx", IMAGES[:1])
+    assert np.abs(after - before).max() < 0.1
 
 
 def test_same_conversion_gives_the_same_bytes(tmp_path: Path) -> None:
