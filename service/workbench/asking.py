@@ -20,7 +20,7 @@ import httpx2
 from service import __version__
 from service.client import AsyncFoveaClient, FoveaApiError, ImageResult, RetryPolicy
 from service.config import Settings
-from service.errors import ConfigurationError, FoveaError, Overloaded
+from service.errors import ConfigurationError, FoveaError, NoImageSignature, Overloaded
 from service.messages import Classification, ImagePayload, InferenceRequest, ModelRef
 from service.model import LoadedModel
 from service.repository.source import FolderSource, FoundModel
@@ -89,6 +89,8 @@ class Here:
                 return [_row(item) for item in items]
             except Overloaded as error:  # a slow model: its queue is bounded by time
                 await asyncio.sleep(error.retry_after_seconds)
+            except NoImageSignature as error:
+                raise ConfigurationError(str(error)) from None
             except FoveaError as error:
                 raise Refused(str(error)) from None
 

@@ -1,5 +1,7 @@
 """The Python client against a real server, and what the workbench asks through it."""
 
+from pathlib import Path
+
 import httpx2
 import pytest
 
@@ -44,6 +46,16 @@ def test_server_that_is_not_there_is_given_up_after_the_attempts(unused_tcp_port
     retry = RetryPolicy(attempts=2)
     with FoveaClient(f"http://127.0.0.1:{unused_tcp_port}", retry=retry) as fovea, pytest.raises(httpx2.ConnectError):
         fovea.models()
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+async def test_model_that_takes_no_images_ends_the_work_at_once(
+    server: ServerProcess, repository: Path, where: str
+) -> None:
+    settings = Settings.model_validate({"repository": {"path": repository}})
+    async with opened(settings, reference("tensors"), server.url if where == "there" else None) as asker:
+        with pytest.raises(ConfigurationError, match="takes tensors"):
+            await asker.ask([("red.png", RED)], 1)
 
 
 async def test_version_with_other_labels_than_the_server_lists_is_not_misread(server: ServerProcess) -> None:
