@@ -9,6 +9,7 @@ MODEL_REPO ?= model_repo
 EXTRA ?= $(shell if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null 2>&1; then echo gpu; else echo cpu; fi)
 ARGS ?=
 SCENARIO ?= steady
+REQUESTS ?= 20000
 TARGET ?= cpu
 BUILD ?= docker build
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -22,6 +23,7 @@ REAL := .venv-real/.installed
 PAGE := .venv-page/.installed
 CHECKOV := .venv-checkov/.installed
 RECIPES := .venv-recipes/.installed
+QUANTIZE := .venv-quantize/.installed
 BIN := .venv-dev/bin
 COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-header --quiet $(UPGRADE)
 UPGRADE ?= --upgrade
@@ -36,13 +38,23 @@ define install
 endef
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(SERVE)  ## Serve MODEL_REPO on HOST:PORT (EXTRA=cpu|gpu, ARGS=... passed on)
 	@exec .venv/bin/fovea serve --model-repo $(MODEL_REPO) --server.host $(HOST) --server.port $(PORT) $(ARGS)
 
 test: check  ## Run every check and the whole default test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-abuse: $(DEV)  ## The whole abuse matrix, case by case, with its table
+	$(BIN)/python -m pytest -m '' --abuse-report tests/abuse $(ARGS)
+
+test-faults: $(DEV)  ## Slow, gone, stopped and starved: each figure beside its bound (installs Debian packages: root once)
+	tests/support/debian-packages.sh tests/fault/debian-packages.txt
+	$(BIN)/python -m pytest -m '' -p no:randomly tests/fault $(ARGS)
+
+soak: $(DEV)  ## 20,000 mixed requests, then: has anything grown? And a leak on purpose, which must be seen (REQUESTS=1000000)
+	$(BIN)/python -m tests.abuse.soak --requests $(REQUESTS) $(ARGS)
 
 check: $(DEV)  ## Lint, format, types, import layers
 	$(BIN)/ruff check .
@@ -75,8 +87,14 @@ rollouts: $(DEV)  ## Versions under load: ARGS="flips bad shadow canary drift po
 accuracy: $(DEV)  ## The test sets of digits and fashion through HTTP, against their model cards
 	$(BIN)/python loadtests/accuracy.py $(ARGS)
 
-recipe: $(RECIPES)  ## Make a model of the repository again: NAME=imagenet|digits|fashion
+recipe: $(RECIPES)  ## Make a model of the repository again: NAME=imagenet|imagenet_int8|digits|fashion
 	.venv-recipes/bin/python model_repo/recipes/$(NAME).py $(ARGS)
+
+quantize: $(QUANTIZE)  ## fovea quantize, with the tools it needs: ARGS="MODEL --images DIR"
+	.venv-quantize/bin/fovea quantize $(ARGS)
+
+compare: $(DEV)  ## Two models side by side through HTTP: ARGS="imagenet imagenet-int8"
+	$(BIN)/python loadtests/compare.py $(ARGS)
 
 image:  ## Build the container image (TARGET=cpu|gpu|demo, BUILD=docker's or buildah's build command)
 	$(BUILD) --target $(TARGET) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) -t fovea:$(TARGET) .
@@ -101,6 +119,7 @@ dashboard: $(REAL)  ## Write the Grafana dashboard and the PrometheusRule again 
 lock: $(DEV)  ## Resolve the dependencies again into requirements/*.txt
 	$(BIN)/python -m pip install --quiet uv
 	for extra in cpu gpu; do $(COMPILE) --extra $$extra --extra tracing --group build -o requirements/$$extra.txt; done
+	$(COMPILE) --extra cpu --extra quantize --group build -o requirements/quantize.txt
 	echo opencv-python-headless | $(COMPILE:pyproject.toml=-) --no-deps -o requirements/opencv.txt
 	$(COMPILE) --extra cpu --extra opencv --extra tracing --group dev -o requirements/dev.txt
 	$(COMPILE) loadtests/requirements.in --extra cpu --group build -o requirements/load.txt
@@ -112,7 +131,7 @@ shape: $(DEV)  ## The longest functions and the largest files: to look at
 	$(BIN)/python tests/support/shape.py
 
 clean:  ## Remove the virtual environments and what tools left behind
-	rm -rf .venv .venv-dev .venv-checkov .venv-load .venv-page .venv-real .venv-recipes .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-dev .venv-checkov .venv-load .venv-page .venv-quantize .venv-real .venv-recipes .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
 .venv/.installed-%: requirements/%.txt requirements/opencv.txt pyproject.toml
 	$(call install,.venv,$(filter %.txt,$^))
@@ -141,10 +160,14 @@ $(CHECKOV): requirements/checkov.txt
 	.venv-checkov/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
+$(QUANTIZE): requirements/quantize.txt pyproject.toml
+	$(call install,.venv-quantize,$<)
+	@touch $@
+
 $(RECIPES): model_repo/recipes/requirements.txt
 	rm -rf .venv-recipes
 	$(PYTHON) -m venv .venv-recipes
 	.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-.PHONY: help serve test check format bench tensors load slo rollouts accuracy image test-real test-page sbom dashboard recipe lock shape clean
+.PHONY: help serve test test-abuse test-faults soak check format bench tensors load slo rollouts accuracy image test-real test-page sbom dashboard recipe lock shape clean compare quantize

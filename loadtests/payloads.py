@@ -40,6 +40,11 @@ def photo_640() -> Payload:
     return Payload("photo 640x480", "imagenet", "image/jpeg", tuple(_jpegs(640, 480)))
 
 
+def photo_256() -> Payload:
+    """256x256 JPEGs: what a client sends that shrinks and crops before it sends."""
+    return Payload("photo 256x256", "imagenet", "image/jpeg", tuple(_jpegs(256, 256)))
+
+
 def photo_12mp() -> Payload:
     """4000x3000 JPEGs with the noise of a small sensor, 3 to 4 MB, as phones make them."""
     random = np.random.default_rng(0)
@@ -79,6 +84,7 @@ def tensors() -> Payload:
     )
 
 
+SHRUNK_PAYLOADS: dict[str, Callable[[], Payload]] = {"photo256": photo_256}
 TENSOR_PAYLOADS: dict[str, Callable[[], Payload]] = {"tensor": tensors}
 PAYLOADS: dict[str, Callable[[], Payload]] = {
     "photo": photo_640,

@@ -167,7 +167,7 @@ class Replica:
 
     def _enqueue(self, request: Request) -> None:
         batching = self._spec.batching
-        if len(self._queue) >= batching.max_queue_size or self._backlog_ms() > batching.max_queue_wait_ms:
+        if len(self._queue) >= batching.max_queue_size or self._wait_ms() > batching.max_queue_wait_ms:
             self._refuse(request)
             return
         request.queued_at = self._clock.now
@@ -203,13 +203,18 @@ class Replica:
         request.refused = True
         self._answer(request)
 
-    def _backlog_ms(self) -> float:
+    def _wait_ms(self) -> float:
+        """What is queued, and what runs before it; as the batcher has it, 0 where the queue is empty."""
         waiting = len(self._queue)
         if not waiting or not self._seconds_of:
             return 0.0
         size = min(self._spec.batching.max_batch_size, math.ceil(waiting / self._spec.instances))
         measured = max((known for known in self._seconds_of if known <= size), default=min(self._seconds_of))
-        return math.ceil(waiting / (size * self._spec.instances)) * self._seconds_of[measured] * 1000.0
+        backlog = math.ceil(waiting / (size * self._spec.instances)) * self._seconds_of[measured]
+        if len(self._running) < self._spec.instances:
+            return backlog * 1000.0
+        turn = min(self._seconds_of.get(len(execution.batch), 0.0) for execution in self._running)
+        return (turn + backlog) * 1000.0
 
     # Executions: processor sharing
 

@@ -8,6 +8,8 @@ from types import TracebackType
 
 from service.errors import Draining, Overloaded
 
+LOW_PRIORITY = 0.5  # of every bound: the other half is kept for requests that are not to be shed first
+
 
 class Slot:
     """One request's share of the bounds, held for the length of a `with` block. `grow` is called as bytes arrive.
@@ -15,14 +17,15 @@ class Slot:
     Entering raises Draining or Overloaded. A class, as a generator would cost a request four times as much.
     """
 
-    __slots__ = ("_admission", "held_bytes")
+    __slots__ = ("_admission", "held_bytes", "share")
 
-    def __init__(self, admission: "Admission") -> None:
+    def __init__(self, admission: "Admission", share: float) -> None:
         self._admission = admission
+        self.share = share
         self.held_bytes = 0
 
     def __enter__(self) -> "Slot":
-        self._admission.take_place()
+        self._admission.take_place(self.share)
         return self
 
     def __exit__(
@@ -33,7 +36,7 @@ class Slot:
 
     def grow(self, nbytes: int) -> None:
         """Account for `nbytes` more. Raises Overloaded where the whole server would hold too much."""
-        self._admission.take_bytes(nbytes)
+        self._admission.take_bytes(nbytes, self.share)
         self.held_bytes += nbytes
 
 
@@ -51,21 +54,21 @@ class Admission:
         """Refuse everything from now on."""
         self._closed = True
 
-    def slot(self) -> Slot:
-        """A place for one request, to be entered."""
-        return Slot(self)
+    def slot(self, share: float = 1.0) -> Slot:
+        """A place for one request, to be entered; it may use this `share` of each bound."""
+        return Slot(self, share)
 
-    def take_place(self) -> None:
+    def take_place(self, share: float) -> None:
         if self._closed:
             raise Draining
-        if self.requests >= self._max_requests:
+        if self.requests >= self._max_requests * share:
             raise Overloaded(
                 "Too many requests in flight; try again shortly.", reason="inflight_requests", retry_after_seconds=1
             )
         self.requests += 1
 
-    def take_bytes(self, nbytes: int) -> None:
-        if self.bytes + nbytes > self._max_bytes:
+    def take_bytes(self, nbytes: int, share: float) -> None:
+        if self.bytes + nbytes > self._max_bytes * share:
             raise Overloaded(
                 "Too many bytes of images in flight; try again shortly.", reason="inflight_bytes", retry_after_seconds=2
             )

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from service import __version__, config
 from service.config import Settings
@@ -51,12 +52,73 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(check)
     classify = commands.add_parser("classify", help="classify files or folders, here or through a running server")
     classify.add_argument("files", nargs="+", type=Path, metavar="FILE", help="an image, or a folder of images")
-    classify.add_argument("--model", default="imagenet", help="model to ask (default: imagenet)")
+    classify.add_argument("--model", default="imagenet", help="MODEL or MODEL/VERSION (default: imagenet)")
     classify.add_argument("--url", help="a running server; without it the model is loaded here")
     classify.add_argument("--top-k", type=int, default=5, choices=range(1, 101), metavar="K", help="labels an image")
     classify.add_argument("--json", action="store_true", help="one JSON object a line")
+    classify.add_argument("--output", type=Path, metavar="FILE", help="write to FILE.jsonl or FILE.csv instead")
+    classify.add_argument("--resume", action="store_true", help="continue FILE: only what it has no answer for")
     _add_settings(classify)
+    _add_evaluate(commands)
+    _add_quantize(commands)
+    _add_tune(commands)
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="measure a model on labelled images")
+    evaluate.add_argument("model", metavar="MODEL", help="MODEL or MODEL/VERSION")
+    evaluate.add_argument("data", type=Path, metavar="DIR|CSV", help="a folder a class, or a table with file,label")
+    evaluate.add_argument("--url", help="a running server; without it the model is loaded here")
+    evaluate.add_argument("--against", metavar="VERSION", help="compare with this version, or MODEL/VERSION")
+    evaluate.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (fovea-reports/evaluate-MODEL)")
+    evaluate.add_argument("--resume", action="store_true", help="continue: ask only what has no answer in FOLDER")
+    evaluate.add_argument(
+        "--fit", action="append", default=[], choices=("temperature", "thresholds"), help="of [output]; may be repeated"
+    )
+    evaluate.add_argument(
+        "--write-reference", action="store_true", help="write reference.json, what drift is measured against"
+    )
+    _add_settings(evaluate)
+
+
+def _add_quantize(commands: Any) -> None:
+    quantize = commands.add_parser("quantize", help="an int8 or fp16 copy, if it still answers as well")
+    quantize.add_argument("model", metavar="MODEL", help="MODEL or MODEL/VERSION")
+    quantize.add_argument(
+        "--images", type=Path, required=True, metavar="DIR|CSV", help="to calibrate with; labelled or not"
+    )
+    quantize.add_argument(
+        "--gate", type=Path, metavar="DIR|CSV", help="to judge by; else a part of --images kept apart"
+    )
+    quantize.add_argument("--precision", choices=("int8", "fp16"), default="int8", help="int8 for CPUs, fp16 for GPUs")
+    quantize.add_argument("--name", help="of the new model (MODEL-int8)")
+    quantize.add_argument("--as-version", action="store_true", help="a new version of MODEL instead of a new model")
+    quantize.add_argument("--replace", action="store_true", help="put it in the place of the model of that name")
+    quantize.add_argument(
+        "--max-drop", type=float, default=0.5, metavar="POINTS", help="of top-1 on labelled images (default: 0.5)"
+    )
+    quantize.add_argument(
+        "--min-agreement", type=float, default=0.98, metavar="SHARE", help="of top-1 without labels (default: 0.98)"
+    )
+    _add_settings(quantize)
+
+
+def _add_tune(commands: Any) -> None:
+    tune = commands.add_parser("tune", help="find the most throughput within a latency on this machine")
+    tune.add_argument("model", metavar="MODEL", help="MODEL or MODEL/VERSION")
+    tune.add_argument(
+        "--p99-ms", type=float, default=50.0, metavar="MS", help="what 99 of 100 answers keep (default: 50)"
+    )
+    tune.add_argument(
+        "--budget-s", type=float, default=90.0, metavar="S", help="seconds the search may take (default: 90)"
+    )
+    tune.add_argument(
+        "--images", type=Path, metavar="DIR", help="what to send; else pictures made for the model's input"
+    )
+    tune.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (fovea-reports/tune-MODEL)")
+    tune.add_argument("--dry-run", action="store_true", help="show the manifest's new keys and leave it as it is")
+    _add_settings(tune)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -110,8 +172,63 @@ def _classify(arguments: argparse.Namespace) -> int:
     from service.workbench.classify import classify_files
 
     return classify_files(
-        arguments.files, _settings(arguments), arguments.model, arguments.url, arguments.top_k, as_json=arguments.json
+        arguments.files,
+        _settings(arguments),
+        arguments.model,
+        arguments.url,
+        arguments.top_k,
+        as_json=arguments.json,
+        output=arguments.output,
+        resume=arguments.resume,
     )
 
 
-_COMMANDS = {"serve": _serve, "check": _check, "classify": _classify}
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from service.workbench.evaluate import Options, evaluate
+
+    options = Options(
+        arguments.model,
+        arguments.data,
+        arguments.url,
+        arguments.against,
+        arguments.output,
+        arguments.resume,
+        tuple(arguments.fit),
+        arguments.write_reference,
+    )
+    return evaluate(_settings(arguments), options)
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    from service.workbench.quantize import Options, quantize
+
+    options = Options(
+        arguments.model,
+        arguments.images,
+        arguments.precision,
+        arguments.gate,
+        arguments.name,
+        arguments.as_version,
+        arguments.replace,
+        arguments.max_drop,
+        arguments.min_agreement,
+    )
+    return quantize(_settings(arguments), options)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from service.workbench.tune import Options, tune
+
+    write = not arguments.dry_run
+    options = Options(arguments.model, arguments.p99_ms, arguments.budget_s, arguments.images, arguments.output, write)
+    return tune(_settings(arguments), options)
+
+
+_COMMANDS = {
+    "serve": _serve,
+    "check": _check,
+    "classify": _classify,
+    "evaluate": _evaluate,
+    "quantize": _quantize,
+    "tune": _tune,
+}

@@ -121,6 +121,10 @@ class FoveaClient:
         """The models of the server and their states, as `GET /api/v1/models` documents them."""
         return _json(self._send(self._http.build_request("GET", "/api/v1/models")))
 
+    def model(self, name: str) -> dict[str, Any]:
+        """One model with all its labels, as `GET /api/v1/models/{model}` documents it. Raises as `classify`."""
+        return _json(self._send(_model_request(self._http, name)))
+
     def is_ready(self) -> bool:
         """Whether the server wants traffic."""
         return self._http.get("/readyz").status_code == 200
@@ -179,6 +183,10 @@ class AsyncFoveaClient:
         """The models of the server and their states, as `GET /api/v1/models` documents them."""
         return _json(await self._send(self._http.build_request("GET", "/api/v1/models")))
 
+    async def model(self, name: str) -> dict[str, Any]:
+        """One model with all its labels, as `GET /api/v1/models/{model}` documents it. Raises as `classify`."""
+        return _json(await self._send(_model_request(self._http, name)))
+
     async def is_ready(self) -> bool:
         """Whether the server wants traffic."""
         return (await self._http.get("/readyz")).status_code == 200
@@ -215,6 +223,10 @@ def _classify_request(
     ]
     path = f"/api/v1/models/{model}" + ("" if version is None else f"/versions/{version}") + "/classify"
     return http.build_request("POST", path, params={"top_k": top_k}, files=files)
+
+
+def _model_request(http: httpx2.Client | httpx2.AsyncClient, name: str) -> httpx2.Request:
+    return http.build_request("GET", f"/api/v1/models/{name}", params={"labels": True})
 
 
 def _named_wait(answer: httpx2.Response | None) -> float | None:

@@ -134,7 +134,9 @@ class LimitSettings(_Section):
     timeout_ms: int = Field(5_000, ge=1, description="Deadline of a request; callers may only shorten it.")
     inflight_requests: int = Field(1_024, ge=1, description="Requests in flight before new ones are refused.")
     inflight_bytes: int = Field(512 * MIB, ge=1, description="Bytes of bodies in flight before new ones are refused.")
-    connections: int = Field(1_024, ge=1, description="Connections held open; then idle ones make room.")
+    connections: int = Field(
+        2_048, ge=1, description="Connections held open; then idle ones make room: twice inflight_requests, for probes."
+    )
     uri_bytes: int = Field(4_096, ge=1, description="Longest request target.")
     header_bytes: int = Field(16_384, ge=1, description="Largest head of a request.")
     header_fields: int = Field(100, ge=1, description="Header fields of a request.")

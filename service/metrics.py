@@ -296,6 +296,7 @@ class Metrics:
         self.connections_closed = counter(
             "fovea_connections_closed", "Connections and requests ended by a limit of the transport.", ["reason"]
         )
+        self.tasks = gauge("fovea_event_loop_tasks", "Tasks of the event loop that have not ended.")
         self.auth_failures = counter("fovea_auth_failures", "Requests without the credential they need.", ["reason"])
         self.log_dropped = gauge("fovea_log_lines_dropped", "Log lines lost to a stalled reader of stdout.")
         self.spans_lost = gauge("fovea_trace_spans_lost", "Spans of traces that no collector took.")

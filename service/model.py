@@ -272,9 +272,9 @@ class LoadedModel:
         """A request's tensors as rows to submit. Raises InvalidTensor."""
         return items_of(self.signature, tensors, self._max_rows)
 
-    def submit(self, item: Item, deadline_at: float) -> ModelEntry:
+    def submit(self, item: Item, deadline_at: float, share: float = 1.0) -> ModelEntry:
         """Queue one item. Raises Overloaded. The caller awaits `answer` or `outputs`, or calls `forget`."""
-        return self._batcher.submit(item, deadline_at)
+        return self._batcher.submit(item, deadline_at, share)
 
     async def outputs(self, entry: ModelEntry) -> Answer:
         """Wait for an entry whose raw outputs are wanted. Raises as `answer`, and InvalidTensor."""

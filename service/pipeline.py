@@ -118,9 +118,12 @@ class Pipeline:
         self._metrics = metrics
         metrics.inflight.set_function(lambda: admission.requests)
 
-    def admit(self, protocol: str, ref: ModelRef) -> Ticket:
-        """A ticket to be entered: holds a place for the block, and records how it ended."""
-        return Ticket(protocol, ref, self._admission.slot(), self._record)
+    def admit(self, protocol: str, ref: ModelRef, share: float = 1.0) -> Ticket:
+        """A ticket to be entered: holds a place for the block, and records how it ended.
+
+        The request is refused when more than `share` of any bound, here or in its model's queue, is in use.
+        """
+        return Ticket(protocol, ref, self._admission.slot(share), self._record)
 
     async def classify(self, request: InferenceRequest, ticket: Ticket) -> InferenceResult:
         """Answer one request. Raises what concerns all of it; an image's own fault stands in its place.
@@ -132,7 +135,7 @@ class Pipeline:
             ticket.images = places = []
             try:
                 for image in request.images:
-                    places.append(_enter(model, image, request))  # noqa: PERF401  # what entered before a failure is forgotten
+                    places.append(_enter(model, image, request, ticket))  # noqa: PERF401  # what entered before a failure is forgotten
                 items = [await _settle(model, place) for place in places]
             finally:
                 _forget(model, places, ticket)
@@ -150,7 +153,7 @@ class Pipeline:
             ticket.images = places = []
             try:
                 for item in self._items(model, request):
-                    places.append(model.submit(item, request.deadline_at))  # noqa: PERF401  # as above
+                    places.append(model.submit(item, request.deadline_at, ticket.slot.share))  # noqa: PERF401  # as above
                 answers = [await model.outputs(place) for place in places]
             except _IMAGE_FAULTS as error:
                 raise self._refused_image(model, error) from None
@@ -198,14 +201,16 @@ def _outcome(error: BaseException | None) -> Outcome:
     return error.outcome if isinstance(error, FoveaError) else Outcome.ERROR
 
 
-def _enter(model: LoadedModel, image: ImagePayload, request: InferenceRequest) -> Entry[Item, Answer] | FoveaError:
+def _enter(
+    model: LoadedModel, image: ImagePayload, request: InferenceRequest, ticket: Ticket
+) -> Entry[Item, Answer] | FoveaError:
     """Into the queue, or what is wrong with the image. Raises NoImageSignature, Overloaded."""
     try:
         inspected = model.inspect(image)
     except _IMAGE_FAULTS as error:
         return error
     item = ImageItem(inspected, request.top_k, request.threshold, request_id_var.get())
-    return model.submit(item, request.deadline_at)
+    return model.submit(item, request.deadline_at, ticket.slot.share)
 
 
 async def _settle(model: LoadedModel, place: Entry[Item, Answer] | FoveaError) -> Classification | FoveaError:
@@ -214,7 +219,7 @@ async def _settle(model: LoadedModel, place: Entry[Item, Answer] | FoveaError) -
     try:
         return await model.answer(place)
     except _IMAGE_FAULTS as error:
-        return error
+        return error.with_traceback(None)  # whose frames hold this entry, which holds the error
 
 
 def _forget(model: LoadedModel, places: Sequence[Entry[Item, Answer] | FoveaError], ticket: Ticket) -> None:

@@ -17,7 +17,8 @@ in the same turn share a batch, and none waits for another turn.
                  └───────────────────────── an instance is free: pump <──────┘
 
 *Bounded.* A full queue refuses (`queue_full`). So does a queue whose backlog would take longer than `max_queue_wait_ms`
-by the measured rate (`queue_wait`): a length alone is too short for bursts of a fast model and too long for a slow one.
+by the measured rate, what runs now included (`queue_wait`): a length alone is too short for bursts of a fast model and
+too long for a slow one.
 
 *Work-conserving.* While an instance is free, nothing waits (unless the manifest asks for a delay). So the batcher adds
 no latency to an idle server, and under load batches grow by themselves.
@@ -132,15 +133,15 @@ class Batcher(Generic[ItemT, ResultT]):
         measured = max((known for known in self._seconds_of if known <= size), default=min(self._seconds_of))
         return math.ceil(waiting / (size * self._instances)) * self._seconds_of[measured]
 
-    def submit(self, item: ItemT, deadline_at: float) -> Entry[ItemT, ResultT]:
+    def submit(self, item: ItemT, deadline_at: float, share: float = 1.0) -> Entry[ItemT, ResultT]:
         """Queue `item`. The caller awaits the entry's future, and calls `forget` if it stops waiting.
 
-        Raises Overloaded where the queue is full or too slow for `max_queue_wait_ms`.
+        Raises Overloaded where the queue is full or too slow for `max_queue_wait_ms`; at that `share` of both bounds.
         """
-        refusal = self._refusal()
+        refusal = self._refusal(share)
         if refusal is not None and self._pump_is_due:
             self._pump()  # what arrived in this turn may be able to leave
-            refusal = self._refusal()
+            refusal = self._refusal(share)
         if refusal is not None:
             raise refusal
         entry: Entry[ItemT, ResultT] = Entry(item, self._clock(), deadline_at, asyncio.get_running_loop())
@@ -153,12 +154,23 @@ class Batcher(Generic[ItemT, ResultT]):
             entry.loop.call_soon(self._pump)
         return entry
 
-    def _refusal(self) -> Overloaded | None:
-        if self._queue.is_full:
+    def _refusal(self, share: float) -> Overloaded | None:
+        if self._queue.fill >= share:
             return self._overloaded("queue_full", f"The model's queue is full ({len(self._queue)} entries).")
-        if self.backlog_seconds * 1000.0 > self._spec.max_queue_wait_ms:
-            return self._overloaded("queue_wait", f"The wait would be {self.backlog_seconds:.1f} s.")
+        wait_seconds = self._turn_seconds + self.backlog_seconds
+        if len(self._queue) and wait_seconds * 1000.0 > self._spec.max_queue_wait_ms * share:
+            return self._overloaded("queue_wait", f"The wait would be {wait_seconds:.1f} s.")
         return None
+
+    @property
+    def _turn_seconds(self) -> float:
+        """How long what runs now may still take before the queue moves, at most; 0 while an instance is free.
+
+        Without it one entry more would be queued than can be served in time, and told so only when its wait is over.
+        """
+        if len(self._running) < self._instances:
+            return 0.0
+        return min(self._seconds_of.get(len(batch), 0.0) for batch in self._running)
 
     def forget(self, entry: Entry[ItemT, ResultT]) -> None:
         """The caller no longer waits: a queued entry leaves the queue, a running one runs on unread."""

@@ -78,8 +78,13 @@ class RequestQueue(Generic[ItemT, ResultT]):
         return iter(self._entries)
 
     @property
+    def fill(self) -> float:
+        """The share of the places that are taken."""
+        return len(self._entries) / self._capacity
+
+    @property
     def is_full(self) -> bool:
-        return len(self._entries) >= self._capacity
+        return self.fill >= 1.0
 
     @property
     def oldest_at(self) -> float:

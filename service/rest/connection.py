@@ -10,6 +10,7 @@ import logging
 import re
 import select
 import socket
+import struct
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 _FIRST_REQUEST_SECONDS = 1.0  # a client that has just connected sends its request within this, or has none
 _HOST = re.compile(rb"[A-Za-z0-9._~:\[\]%-]*")  # names, addresses, a port
+_RESET = struct.pack("ii", 1, 0)  # linger for no time: a reset instead of megabytes for a reader who does not read
+_HEAD_END = b"\r\n\r\n"
+_UPGRADE_FIELDS = frozenset({b"connection", b"upgrade", b"http2-settings"})
 _MANY_PIECES, _SMALL_PIECE = 1024, 16  # this many pieces of a body shorter than that on average are an attack
 _FRAME_BYTES = 64 * 1024  # of chunk sizes, extensions and trailers, beside as many as there are of the body
 
@@ -56,8 +60,8 @@ async def next_piece(request: Request) -> tuple[bytes, bool]:
     if message["type"] == "http.disconnect":
         raise ClientDisconnected("The client left while sending.")
     departure: Departure = request.scope["fovea.departure"]
-    if departure.fault is not None:
-        raise departure.fault
+    if (fault := departure.fault) is not None:
+        raise type(fault)(*fault.args)  # its own would hold the frames that hold it
     return message["body"], message["more_body"]
 
 
@@ -67,6 +71,10 @@ class Stage(Enum):
     HEAD = 1  # the head of a request, of which bytes may be there; also on a connection that has just been made
     BODY = 2  # the rest of a body
     NOTHING = 3  # the request is whole: it is being answered, or has been, and the next may come
+
+
+class _AsksForUpgrade(Exception):
+    """Raised inside the parser."""
 
 
 class Connection(HttpToolsProtocol):
@@ -85,6 +93,7 @@ class Connection(HttpToolsProtocol):
         self._feed = 0  # bytes the parser has at the moment
         self._body_bytes = 0
         self._pieces = 0  # of the body
+        self._tail = b""  # of a head that has not ended: as much as may belong to its end
         self._departure = Departure()
         self._is_broken = False  # nothing more can be read
         self._unsent_since: float | None = None
@@ -104,13 +113,11 @@ class Connection(HttpToolsProtocol):
         self._fed += self._feed
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.cycle.keep_alive = False  # the request is answered; what follows is in another protocol
         except httptools.HttpParserError as error:
-            self._stop_reading(error.__context__.reason if isinstance(error.__context__, Refused) else "malformed_http")
+            self._parsing_stopped(error.__context__, data)
         else:
-            if self._stage is not Stage.NOTHING and self._is_flooded():
-                self._stop_reading("headers_too_large" if self._stage is Stage.HEAD else "malformed_http")
+            if self._stage is not Stage.NOTHING:
+                self._parsing_goes_on(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         cycle = self.cycle
@@ -134,6 +141,7 @@ class Connection(HttpToolsProtocol):
         self._since = self._guard.clock()
         self._fed = self._first_fed = self._feed
         self._body_bytes = self._pieces = 0
+        self._tail = b""
 
     def on_headers_complete(self) -> None:
         guard = self._guard
@@ -145,6 +153,8 @@ class Connection(HttpToolsProtocol):
             raise Refused("headers_too_large")
         if self.url[:1] != b"/" or not self._has_one_host():
             raise Refused("malformed_http")
+        if self.parser.should_upgrade():
+            raise _AsksForUpgrade
         super().on_headers_complete()
         self.headers = []  # trailers come here, where nobody looks: the scope has the list of the head
         self._stage = Stage.BODY
@@ -156,7 +166,7 @@ class Connection(HttpToolsProtocol):
             raise Refused("malformed_http")
         cycle = self.cycle
         if cycle.response_complete:
-            if self._body_bytes > self._guard.body_bytes:
+            if self._body_bytes > self._guard.body_bytes and self._is_endless():
                 raise Refused("malformed_http")
             return
         cycle.body += body
@@ -207,8 +217,11 @@ class Connection(HttpToolsProtocol):
         return self._stage is not Stage.BODY and not self.is_answering and now - self._since > _FIRST_REQUEST_SECONDS
 
     def end(self, reason: str) -> None:
-        """Close at once, whatever is under way."""
-        self._guard.count(reason, self.client)
+        """Close at once, whatever is under way; what the kernel still has to send is forgotten with it."""
+        self._guard.note(reason, self.client)
+        connected = self.transport.get_extra_info("socket")
+        if connected is not None and connected.fileno() >= 0:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     @property
@@ -219,8 +232,8 @@ class Connection(HttpToolsProtocol):
         if not self.transport.get_write_buffer_size():
             self._unsent_since = None
         elif self._unsent_since is None:
-            self._unsent_since = now
-        return self._unsent_since is not None and now - self._unsent_since > self._guard.write_seconds
+            self._unsent_since = now - LOOK_SECONDS  # at the earliest
+        return self._unsent_since is not None and now - self._unsent_since >= self._guard.write_seconds
 
     def _close_unless_spoken_to(self) -> None:
         if not _has_unread_data(self.transport):
@@ -237,9 +250,14 @@ class Connection(HttpToolsProtocol):
         if self._is_broken or self.cycle.response_complete:
             self.end("body_deadline")
             return
-        self._guard.count("body_deadline", self.client)
+        self._guard.count("body_deadline")
         seconds = self._guard.body_seconds(self._body_bytes)
         self._fail(BodyTimeout(f"The body did not arrive within {seconds:.3g} s."))
+
+    def _is_endless(self) -> bool:
+        """Of a body beyond every limit, answered already: whether to stop reading. One with a length may run out."""
+        is_chunked = any(name == b"transfer-encoding" for name, _ in self.scope["headers"])
+        return is_chunked or self._body_bytes > 2 * self._guard.body_bytes
 
     def _is_flooded(self) -> bool:
         """Bytes that make no progress: a head without end, or chunks that are mostly their own frames."""
@@ -248,12 +266,34 @@ class Connection(HttpToolsProtocol):
             return later > self._guard.head_bytes + self._guard.uri_bytes
         return later > 2 * self._body_bytes + _FRAME_BYTES
 
+    def _parsing_goes_on(self, data: bytes) -> None:
+        if self._is_flooded():
+            self._stop_reading("headers_too_large" if self._stage is Stage.HEAD else "malformed_http")
+        elif self._stage is Stage.HEAD:
+            self._tail = (self._tail + data[1 - len(_HEAD_END) :])[1 - len(_HEAD_END) :]
+
+    def _parsing_stopped(self, cause: BaseException | None, data: bytes) -> None:
+        if isinstance(cause, _AsksForUpgrade) and not self.is_answering and self.parser.get_method() != b"CONNECT":
+            self._parse_without_upgrade(data)
+        else:
+            self._stop_reading(cause.reason if isinstance(cause, Refused) else "malformed_http")
+
+    def _parse_without_upgrade(self, data: bytes) -> None:
+        """The same request, not asking for another protocol: llhttp would drop its body. Java's client asks for h2c."""
+        begun = self._tail + (data if self._tail else data.lstrip(b"\r\n"))
+        rest = begun[begun.index(_HEAD_END) + len(_HEAD_END) :]
+        kept = [b"%s: %s\r\n" % field for field in self.headers if field[0] not in _UPGRADE_FIELDS]
+        head = b"%s %s HTTP/1.1\r\n%s\r\n" % (self.parser.get_method(), self.url, b"".join(kept))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self.data_received(head + rest)
+
     def _stop_reading(self, reason: str) -> None:
         """The parser can go no further: refuse what it was at, but never before what came whole is answered."""
         self._is_broken = True
         self.flow.pause_reading()
         if self._stage is Stage.BODY and self.is_answering:
-            self._guard.count(reason, self.client)
+            self._guard.count(reason)
             self._fail(MalformedRequest("The body is not framed as RFC 9112 has it, or in uselessly small chunks."))
         elif self.is_answering:
             self.cycle.keep_alive = False

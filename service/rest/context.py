@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from starlette.types import Scope
 
+from service.admission import LOW_PRIORITY
 from service.pipeline import Ticket
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -16,10 +17,11 @@ _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 class RequestContext:
     """Made by the middleware. Handlers `note` what the log line should hold; `route` and `ticket` are for the trace.
 
-    Requests with the same `key` stay with one version while a canary runs.
+    `share` is how much of each bound the request may use: less where its caller says `X-Priority: low`. Requests with
+    the same `key` stay with one version while a canary runs.
     """
 
-    __slots__ = ("fields", "key", "request_id", "route", "started_at", "ticket", "traceparent", "tracestate")
+    __slots__ = ("fields", "key", "request_id", "route", "share", "started_at", "ticket", "traceparent", "tracestate")
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.started_at = time.monotonic()
@@ -29,6 +31,7 @@ class RequestContext:
         self.key: str | None = None
         self.route: str | None = None
         self.ticket: Ticket | None = None
+        self.share = 1.0
         self.fields: dict[str, Any] = {}
         for name, value in headers:
             if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
@@ -39,6 +42,8 @@ class RequestContext:
                 self.key = value.decode("latin-1")
             elif name == b"tracestate":
                 self.tracestate = value.decode("latin-1")
+            elif name == b"x-priority" and value.lower() == b"low":
+                self.share = LOW_PRIORITY
         self.request_id = self.request_id or secrets.token_hex(16)
 
     def note(self, **fields: Any) -> None:

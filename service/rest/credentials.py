@@ -1,4 +1,4 @@
-"""Who may ask for what: bearer tokens in front of every route, looked at before any of the body is read.
+"""Who may ask for what: bearer tokens in front of every route, looked at before anybody asks for the body.
 
 Deny by default: a path that is neither public nor admin's needs a token for inference as soon as there are any, whether
 there is such a route or not. Holds digests, not tokens. Knows no protocol's bodies.
@@ -189,7 +189,7 @@ class CredentialLayer:
         except FoveaError as error:
             response = errors.error_response(Request(scope), error)
             if _has_body(scope):
-                response.headers["connection"] = "close"  # none of it is read for a stranger
+                response.headers["connection"] = "close"  # no more of it is read for a stranger
             await response(scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -5,6 +5,7 @@ under a content type of exactly `application/json`.
 """
 
 import logging
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,6 +62,7 @@ STATUS: dict[str, tuple[int, str]] = {
 }
 _TITLES = {404: "No such route", 405: "Method not allowed"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
+_LONGEST_RETRY_AFTER = 3
 PROBLEM = "application/problem+json"
 
 # What the routes of `/api/v1` document
@@ -69,6 +71,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "content": _PROBLEM_CONTENT}
     for status, description in {
         400: "Cannot be parsed",
+        401: "Without the token that is asked for, where any is",
         404: "No such model or version",
         408: "The body came too slowly",
         409: "The model takes no images",
@@ -102,7 +105,8 @@ def error_response(request: Request, error: FoveaError) -> Response:
     elif isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     elif isinstance(error, Overloaded):
-        headers["retry-after"] = str(error.retry_after_seconds)
+        spread = random.getrandbits(1)  # or all that were refused together would come back together
+        headers["retry-after"] = str(min(_LONGEST_RETRY_AFTER, error.retry_after_seconds + spread))
     elif isinstance(error, ModelNotReady):
         headers["retry-after"] = "3"
     detail = "The server failed on this request." if status == 500 else str(error)

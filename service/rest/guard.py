@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fovea.connection")
 
-LOOK_SECONDS = 1.0  # a deadline is kept to within this
+LOOK_SECONDS = 0.5  # a deadline is kept to within this
 _BYTES_PER_SECOND = 256 * 1024  # of a body: a slow uplink does that
 _DISCARDED_BYTES = 64 * 1024  # of a body beyond any limit, before the connection is closed under its sender
 _OWN_FILES = 64  # descriptors kept for models, logs and libraries
@@ -44,6 +44,18 @@ class Refused(Exception):
         self.reason = reason
 
 
+def _descriptors(connections: int) -> int:
+    """How many files the process may open, after asking for as many as so many connections need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OWN_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
 class ConnectionGuard:
     """The limits of every connection of a process. `look` is called every LOOK_SECONDS, on the event loop."""
 
@@ -64,8 +76,7 @@ class ConnectionGuard:
         self.body_bytes = max(limits.body_bytes, limits.json_body_bytes, limits.tensor_body_bytes) + _DISCARDED_BYTES
         self._body_seconds = limits.body_grace_s
         self._longest_body_seconds = limits.body_timeout_s
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_connections = max(1, min(limits.connections, files - _OWN_FILES))
+        self._most_connections = max(1, min(limits.connections, _descriptors(limits.connections) - _OWN_FILES))
         self._metrics = metrics
 
     def body_seconds(self, nbytes: int) -> float:
@@ -73,10 +84,14 @@ class ConnectionGuard:
         return min(self._body_seconds + nbytes / _BYTES_PER_SECOND, self._longest_body_seconds)
 
     def look(self, connections: Collection["Connection"]) -> None:
-        """Close whatever is over its time."""
+        """Close whatever is over its time. What goes wrong with one connection ends no other, nor the server."""
         now = self.clock()
         for connection in list(connections):
-            connection.keep_to_time(now)
+            try:
+                connection.keep_to_time(now)
+            except Exception:
+                logger.exception("connection_check_failed")
+                connection.transport.abort()
         self._metrics.open_connections.set(len(connections))
 
     def has_room(self, connections: Collection["Connection"]) -> bool:
@@ -90,15 +105,19 @@ class ConnectionGuard:
         spare.end("connection_limit")
         return True
 
-    def count(self, reason: str, client: tuple[str, int] | None, **fields: object) -> None:
-        """One line and one count of a connection that was ended by a limit."""
+    def count(self, reason: str) -> None:
+        """A request or a connection was ended by a limit."""
         self._metrics.connections_closed.labels(reason).inc()
+
+    def note(self, reason: str, client: tuple[str, int] | None, **fields: object) -> None:
+        """One line and one count of what has no request to be logged with."""
+        self.count(reason)
         logger.warning("connection_closed", extra={"reason": reason, "client": client and client[0], **fields})
 
     def refusal(self, reason: str, client: tuple[str, int] | None, request_id: str) -> bytes:
         """The whole answer to what is not taken, which says that the connection closes."""
         status, detail = REFUSALS[reason]
-        self.count(reason, client, status=status, request_id=request_id)
+        self.note(reason, client, status=status, request_id=request_id)
         title = HTTPStatus(status).phrase
         problem = {"type": f"urn:fovea:error:{reason}", "title": title, "status": status, "detail": detail}
         body = orjson.dumps(problem | {"code": reason, "request_id": request_id})

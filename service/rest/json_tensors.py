@@ -45,7 +45,7 @@ def parse(body: memoryview) -> JsonObject:
 
 
 def members(found: Any, what: str) -> dict[str, Any]:
-    """An object's members. Raises MalformedRequest where it is none, is large, or has a key twice."""
+    """An object's members. Raises MalformedRequest where it is none, is large, or has a key twice or with a NUL."""
     if not isinstance(found, JsonObject):
         raise MalformedRequest(f"{what} is not an object.")
     if len(found) > MAX_MEMBERS:
@@ -53,6 +53,8 @@ def members(found: Any, what: str) -> dict[str, Any]:
     names = list(found.keys())
     if len(set(names)) != len(names):
         raise MalformedRequest(f"{what} has a key twice.")
+    if any("\0" in name for name in names):  # simdjson would look for what stands before it
+        raise MalformedRequest(f"{what} has a key with a NUL in it.")
     return {name: found[name] for name in names}
 
 

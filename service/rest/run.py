@@ -75,6 +75,7 @@ async def _serve(
 ) -> int:
     server = InferenceServer(settings, __version__)
     server.metrics.log_dropped.set_function(lambda: writer.dropped)
+    server.metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))
     if tracing is not None:
         server.metrics.spans_lost.set_function(lambda: tracing.lost)
     guard = ConnectionGuard(settings.limits, settings.server.keep_alive_s, server.metrics)

@@ -89,7 +89,7 @@ class PredictRoute(DataRoute):
     """`POST .../{model}[/versions/{version}]:predict`."""
 
     protocol = "v1"
-    path = re.compile(r"/v1/models/([^/:]+)(?:/versions/([^/:]+))?:predict")
+    path = re.compile(r"/v1/models/([^/]+)(?:/versions/([^/]+))?:predict")
     route = "/v1/models/{model}:predict"
     route_of_version = "/v1/models/{model}/versions/{version}:predict"
 

@@ -1,5 +1,6 @@
 """`fovea serve` from its start: settings, ports, repositories that are empty, slow to load, or partly broken."""
 
+import re
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from service import __version__
 from tests.support import bodies, raw_http
 from tests.support.answers import predictions_of, problem_of
-from tests.support.server_process import MODEL_REPO, ServerProcess, clean_environment, poll, run_fovea
+from tests.support.server_process import FOVEA, MODEL_REPO, ServerProcess, clean_environment, poll, run_fovea
 
 RED = bodies.plain_color("red")
 QUICK = ("--server.drain-delay-s", "0")
@@ -26,6 +27,15 @@ def color_model(folder: Path, manifest: str = bodies.COLOR_MANIFEST) -> Path:
 def post(server: ServerProcess, model: str, image: bytes = RED) -> raw_http.RawAnswer:
     path = f"/api/v1/models/{model}/classify"
     return raw_http.exchange(server.port, raw_http.request("POST", path, {"Content-Type": bodies.PNG}, image))
+
+
+def test_descriptors_for_the_connections_are_asked_for(tmp_path: Path) -> None:
+    """Shells and containers give a thousand, and allow many more."""
+    color_model(tmp_path / "colors")
+    command = ["prlimit", "--nofile=200:5000", str(FOVEA)]
+    with ServerProcess(tmp_path, "--limits.connections", "3000", command=command) as server:
+        limits = Path(f"/proc/{server.pid}/limits").read_text()
+    assert re.search(r"Max open files +3064 +5000 ", limits)
 
 
 def only_line(text: str) -> str:

@@ -63,8 +63,8 @@ class TestCheck:
         done = run_fovea("check", "--model-repo", MODEL_REPO)
         assert (done.returncode, done.stderr) == (0, "")
         lines = done.stdout.splitlines()
-        assert lines[-1] == "3 models, 0 with errors"
-        for name, labels in (("digits", 10), ("fashion", 10), ("imagenet", 1000)):
+        assert lines[-1] == "4 models, 0 with errors"
+        for name, labels in (("digits", 10), ("fashion", 10), ("imagenet", 1000), ("imagenet-int8", 1000)):
             assert any(line.startswith(f"ok     {name}/1: {labels} labels, images") for line in lines), lines
 
     def test_any_error_is_exit_code_1(self, report: Report) -> None:

@@ -35,6 +35,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed models, patient with a busy machine, and beside them:
 
     colors    versions 1 and 2 in service, 3 not; version 1 speaks French
+    strict    several labels may apply, and hardly any does
     tensors   takes no images
     broken    an unknown key in model.toml
     <markup>  labels that would be HTML, if anything were
@@ -50,6 +51,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for version in ("2", "3"):
         shutil.copytree(folder / "1", folder / version)
     (folder / "1" / "labels.txt").write_text("rouge\nvert\nbleu\n")
+    several = manifest + '[output]\ntask = "multilabel"\nthresholds = 0.99\n'
+    bodies.write_model(root / "strict", colors, manifest=several, labels=bodies.COLORS)
     bodies.write_model(root / "tensors", colors)
     bodies.write_model(root / "broken", colors, manifest=manifest + 'sise = "large"\n', labels=bodies.COLORS)
     markup = ["<img src=x onerror=alert(1)>", "=HYPERLINK(1)", '"b", c']
@@ -109,12 +112,12 @@ def open_page(context: BrowserContext, server: ServerProcess, console: list[str]
         page.on("console", lambda said: console.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: console.append(f"{error.name}: {error.message}"))
 
-    def opened(url: str = server.url, model: str | None = None) -> Workbench:
+    def opened(url: str = server.url, model: str | None = None, status: str = "ready") -> Workbench:
         page = context.new_page()
         listen(page)
         page.goto(url)
         bench = Workbench(page)
-        expect(page.locator("#service")).to_contain_text("ready")
+        expect(page.locator("#service")).to_contain_text(status)
         if model is not None:
             bench.choose_model(model)
         return bench

@@ -116,6 +116,35 @@ def test_clearing_asks_first_and_then_forgets(open_page: Open) -> None:
     expect(bench.entries).to_have_count(0)
 
 
+def test_the_oldest_make_room(open_page: Open) -> None:
+    bench = open_page(model="colors")
+    bench.page.evaluate(
+        """() => new Promise((resolve) => {
+            const opening = indexedDB.open("fovea");
+            opening.onsuccess = () => {
+                const writing = opening.result.transaction("predictions", "readwrite");
+                for (let place = 0; place < 500; place++) {
+                    writing.objectStore("predictions").add({
+                        time: new Date(place).toISOString(),
+                        image: `old-${place}-`, model: "m", version: "1", labels: [],
+                    });
+                }
+                writing.oncomplete = resolve;
+            };
+        })"""
+    )
+    bench.page.reload()
+    expect(bench.page.locator("#history-count")).to_contain_text("500 predictions")
+    bench.choose_model("colors")
+    bench.add(color("red"))
+    bench.predict_all()
+    bench.page.reload()
+    expect(bench.page.locator("#history-count")).to_contain_text("500 predictions")
+    for words, left in (("old-0-", 0), ("old-1-", 1)):
+        bench.page.get_by_label("Search the history").fill(words)
+        expect(bench.entries).to_have_count(left)
+
+
 def test_a_long_one_is_shown_in_parts(open_page: Open) -> None:
     bench = open_page(model="colors")
     bench.add(*[color("red")] * 30)

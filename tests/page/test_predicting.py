@@ -13,7 +13,7 @@ from playwright.sync_api import Locator, Page, Route, expect
 from tests.page.conftest import Open
 from tests.page.workbench import color, digit, file
 from tests.support import bodies
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import ServerProcess, serving
 
 CLASSIFY = "**/classify?*"
 
@@ -175,6 +175,14 @@ class TestAsking:
         bench.predict.click()
         expect(bench.entries).to_have_count(6)
 
+    def test_no_label_at_all_is_an_answer(self, open_page: Open) -> None:
+        bench = open_page(model="strict")
+        bench.add(color("red"))
+        bench.predict_all()
+        expect(bench.cards.first.locator(".state")).to_have_text("strict · version 1 · no label reached its threshold")
+        expect(bench.page.get_by_role("status")).to_have_text("red.png: no label")
+        expect(bench.entries.first).to_contain_text("no label")
+
     def test_the_curl_line_asks_the_same(self, open_page: Open, tmp_path: Path) -> None:
         bench = open_page(model="digits")
         (tmp_path / "it's a 5.png").write_bytes(bodies.drawn_digit(5))
@@ -220,6 +228,8 @@ class TestNotWorking:
         bench = open_page(model=model)
         bench.add(color("red"))
         expect(bench.page.locator("#model-problem")).to_contain_text(words)
+        bench.choose_model(model)
+        expect(bench.page.get_by_role("status")).to_contain_text(words)
         expect(bench.predict).to_be_disabled()
 
     def test_a_busy_server_is_asked_again_when_it_says(self, open_page: Open, console: list[str]) -> None:
@@ -246,7 +256,7 @@ class TestNotWorking:
         bench.page.route("**/api/**", lambda route: route.abort("connectionrefused"))
         bench.predict.click()
         expect(bench.cards.first.locator(".problem")).to_have_text("The server cannot be reached. (unreachable)")
-        expect(bench.page.locator("#service")).to_have_text("The server cannot be reached")
+        expect(bench.page.locator("#service")).to_have_text("The server cannot be reached.")
         bench.page.unroute("**/api/**")
         bench.predict_all()
         assert bench.labels(bench.cards.first)[0][0] == "red"
@@ -260,25 +270,21 @@ class TestNotWorking:
         expect(bench.cards.first.locator(".problem")).to_have_text("The server answered 502. (http_502)")
         console.clear()
 
-    def test_a_server_that_wants_a_token_gets_it(self, open_page: Open, console: list[str]) -> None:
-        bench = open_page(model="colors")
-        sent: list[str | None] = []
-
-        def guarded(route: Route) -> None:
-            sent.append(route.request.headers.get("authorization"))
-            if sent[-1] == "Bearer opensesame":
-                route.continue_()
-            else:
-                route.fulfill(status=401, json={"code": "unauthorized", "detail": "Give a token."})
-
-        bench.page.route(CLASSIFY, guarded)
-        bench.add(color("red"))
-        bench.predict.click()
-        expect(bench.cards.first.locator(".problem")).to_have_text("Give a token. (unauthorized)")
-        bench.page.get_by_label("Access token of this server").fill("opensesame")
-        bench.predict_all()
-        assert sent == [None, "Bearer opensesame"]
-        assert "opensesame" not in bench.page.locator("#curl").inner_text()
+    def test_a_server_that_wants_a_token_gets_it(self, open_page: Open, console: list[str], repository: Path) -> None:
+        token = "open-sesame-open-sesame"
+        with serving(repository, "--auth.tokens", token) as guarded:
+            bench = open_page(guarded.url, status="This server wants a token")
+            expect(bench.page.locator("#model-problem")).to_contain_text("Authorization: Bearer <token>")
+            bench.page.get_by_label("Access token of this server").fill(token)
+            bench.page.keyboard.press("Tab")
+            bench.choose_model("digits")
+            bench.add(digit(7))
+            bench.predict_all()
+            assert bench.labels(bench.cards.first)[0][0] == "7"
+            bench.page.get_by_role("button", name="Model card").click()
+            expect(bench.page.get_by_role("heading", name="Network and training")).to_be_attached()
+            assert token not in bench.page.locator("#curl").inner_text()
+        assert ["401" in line for line in console] == [True]
         console.clear()
 
     def test_what_is_under_way_can_be_stopped(self, open_page: Open) -> None:
@@ -292,6 +298,7 @@ class TestNotWorking:
         bench.predict.click()
         expect(bench.page.locator(".card .state", has_text="Stopped")).to_have_count(6)
         expect(bench.predict).to_have_text("Predict 6 images")
+        bench.page.unroute_all(behavior="ignoreErrors")
 
 
 def test_each_answer_stands_with_its_own_picture(open_page: Open) -> None:

@@ -180,6 +180,15 @@ class TestOverload:
         assert after.grown(before, "fovea_requests_total", model="crowded", outcome="ok") == len(good)
         assert after.grown(before, "fovea_requests_total", model="crowded", outcome="rejected") == len(refused)
 
+    async def test_low_priority_is_shed_first(self, server: ServerProcess) -> None:
+        """One runs, two may wait: of the second place a request of low priority has nothing."""
+        wait_until_free(server, "crowded")
+        low = request("crowded", GREEN).replace(b"\r\n", b"\r\nX-Priority: low\r\n", 1)
+        answers = await all_at_once(server.port, [low] * 12 + [request("crowded", GREEN)] * 2)
+        assert [answer.status_code for answer in answers[:12]].count(200) <= 2
+        assert [answer.status_code for answer in answers[12:]].count(200) >= 1
+        assert {answer.headers["retry-after"] for answer in answers if answer.status_code == 503} <= {"1", "2"}
+
     async def test_other_models_do_not_notice_a_full_queue(self, server: ServerProcess) -> None:
         crowd = [request("crowded", GREEN)] * 12
         answers = await all_at_once(server.port, [*crowd, request("colors", RED), *crowd])

@@ -73,16 +73,21 @@ class ServerProcess:
     """One running server. `lines` holds every log line so far; use as a context manager, or call `close`."""
 
     def __init__(
-        self, repository: Path, *arguments: str, environment: Mapping[str, str] | None = None, port: int = 0
+        self,
+        repository: Path,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        port: int = 0,
+        command: Sequence[str] | None = None,
     ) -> None:
         self.lines: list[Line] = []
         self.stray: list[str] = []  # what came on stdout and was no JSON object
         self._news = threading.Condition()
         self._ended = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
-        command = [str(FOVEA), "serve", "--model-repo", str(repository), "--server.port", str(port), *arguments]
+        fovea = [str(FOVEA)] if command is None else command
         self._process = subprocess.Popen(
-            command,
+            [*fovea, "serve", "--model-repo", str(repository), "--server.port", str(port), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -76,3 +76,18 @@ def test_what_was_admitted_before_close_goes_on() -> None:
         slot.grow(10)
         assert (admission.requests, admission.bytes) == (1, 10)
     assert (admission.requests, admission.bytes) == (0, 0)
+
+
+def test_a_share_of_the_bounds_is_refused_first() -> None:
+    admission = Admission(max_requests=4, max_bytes=100)
+    with admission.slot(0.5) as first, admission.slot(0.5):
+        first.grow(50)
+        with pytest.raises(Overloaded) as caught:
+            first.grow(1)
+        assert caught.value.reason == "inflight_bytes"
+        with pytest.raises(Overloaded) as caught, admission.slot(0.5):
+            pytest.fail("a third of low priority was let in")
+        assert caught.value.reason == "inflight_requests"
+        with admission.slot() as whole:
+            whole.grow(50)
+    assert (admission.requests, admission.bytes) == (0, 0)

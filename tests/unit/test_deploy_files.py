@@ -89,11 +89,17 @@ class TestGrace:
 class TestProxies:
     """nginx and the ingress know the service's limits."""
 
-    LARGEST = max(Settings().limits.body_bytes, Settings().limits.json_body_bytes)
+    LIMITS = Settings().limits
+    LARGEST = max(LIMITS.body_bytes, LIMITS.json_body_bytes, LIMITS.tensor_body_bytes)
 
     def test_take_the_largest_body_that_the_service_takes(self) -> None:
         assert number(r"client_max_body_size +(\d+)m;", NGINX) * config.MIB == self.LARGEST
         assert number(r"proxy-body-size: (\d+)m", INGRESS) * config.MIB == self.LARGEST
+
+    def test_are_as_patient_with_slow_clients(self) -> None:
+        assert number(r"client_header_timeout +(\d+)s;", NGINX) == self.LIMITS.header_timeout_s
+        assert number(r"client_body_timeout +(\d+)s;", NGINX) == self.LIMITS.body_timeout_s
+        assert number(r" send_timeout +(\d+)s;", NGINX) == self.LIMITS.write_timeout_s
 
     def test_wait_longer_than_a_request_may_take(self) -> None:
         for waits in (number(r"proxy_read_timeout +(\d+)s;", NGINX), number(r'proxy-read-timeout: "(\d+)"', INGRESS)):

@@ -82,14 +82,17 @@ class Refusal extends Error {
   }
 }
 
+/** A good answer to a request of ours, with the token where one was given. Throws Refusal. */
 async function ask(path, options = {}) {
-  try {
-    return await fetch(new URL(path, document.baseURI), options);
-  } catch (error) {
+  const token = $("token").value; // kept in the field only
+  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+  const answer = await fetch(new URL(path, document.baseURI), { ...options, headers }).catch((error) => {
     if (error.name === "AbortError") throw error;
-    refreshModels(); // which says so at the top, and notices when it is back
     throw new Refusal(0, { code: "unreachable", detail: "The server cannot be reached." });
-  }
+  });
+  if (answer.ok) return answer;
+  if (answer.status === 401) $("token-field").hidden = false;
+  throw await Refusal.of(answer);
 }
 
 function classifyPath({ model, version, topK }) {
@@ -99,14 +102,8 @@ function classifyPath({ model, version, topK }) {
 
 /** The answer to one image, and how long it took with the network. Throws Refusal. */
 async function classifyOnce(choice, body, type, signal) {
-  const headers = { "Content-Type": type };
-  if ($("token").value) headers.Authorization = `Bearer ${$("token").value}`;
   const began = performance.now();
-  const answer = await ask(classifyPath(choice), { method: "POST", body, headers, signal });
-  if (!answer.ok) {
-    if (answer.status === 401) $("token-field").hidden = false;
-    throw await Refusal.of(answer);
-  }
+  const answer = await ask(classifyPath(choice), { method: "POST", body, headers: { "Content-Type": type }, signal });
   const said = await answer.json();
   return { ...said, roundTrip: performance.now() - began };
 }
@@ -128,19 +125,22 @@ async function classify(choice, body, type, signal) {
 
 let models = [];
 let shownModels = "";
+let noModels = ""; // why there are none to show
 let nextLook = 0;
 
 async function refreshModels() {
   clearTimeout(nextLook);
   try {
-    const answer = await fetch(new URL("api/v1/models", document.baseURI));
-    if (!answer.ok) throw await Refusal.of(answer);
-    ({ models } = await answer.json());
+    ({ models } = await (await ask("api/v1/models")).json());
+    noModels = "There is no model here yet: put one into the server's model repository.";
     showService(`${models.filter((model) => model.ready).length} of ${count(models.length, "model")} ready`);
   } catch (error) {
-    showService(error instanceof Refusal ? error.message : "The server cannot be reached", "down");
+    noModels = error.message;
+    showService(error.status === 401 ? "This server wants a token" : error.message, "down");
   }
-  if (JSON.stringify(models) !== shownModels) showModels(); // an open list is not pulled away from under a hand
+  const news = JSON.stringify([models, noModels]);
+  if (news !== shownModels) showModels(); // an open list is not pulled away from under a hand
+  shownModels = news;
   const loading = models.some((model) => model.versions.some(({ state }) => state === "LOADING"));
   if (!document.hidden) nextLook = setTimeout(refreshModels, loading ? LOOK_AGAIN_MS : LOOK_EVERY_MS);
 }
@@ -160,7 +160,6 @@ function chosen() {
 }
 
 function showModels() {
-  shownModels = JSON.stringify(models);
   const before = $("model").value || memory.get("model");
   const inColor = (model) => takesImages(model) && model.input.color !== "gray"; // as what people try first: photographs
   const pick = modelNamed(before) ?? models.find(inColor) ?? models.find(takesImages) ?? models[0];
@@ -202,7 +201,7 @@ function inputSize(input) {
 }
 
 function modelProblem(model) {
-  if (!model) return "There is no model here yet: put one into the server's model repository.";
+  if (!model) return noModels;
   if (!model.ready) return `${model.name} is not ready: ${model.reason}.`;
   if (!model.input) return `${model.name} takes tensors, not images; its manifest describes no preprocessing.`;
   return "";
@@ -221,7 +220,7 @@ function showCurl() {
   const name = last?.name ?? "photo.jpg";
   const file = /^[\w.-]+$/.test(name) ? `@${name}` : quoted(`@${name}`);
   const token = $("token").value ? " -H 'Authorization: Bearer '\"$TOKEN\"" : "";
-  $("curl").textContent = `curl --data-binary ${file} -H 'Content-Type: ${last?.type ?? "image/jpeg"}'${token} \\\n  ${quoted(url.href)}`;
+  $("curl").textContent = `curl --data-binary ${file} -H 'Content-Type: ${last?.type ?? "image/jpeg"}'${token} ${quoted(url.href)}`;
 }
 
 // Images
@@ -367,8 +366,8 @@ async function predict() {
   reveal($("results-title"));
   for (const { part } of asked) part.querySelector(".state").textContent = "Waiting";
   const work = async () => {
-    for (let image = queue.shift(); image && !signal.aborted; image = queue.shift()) {
-      await predictOne(image, choice, signal);
+    while (queue.length && !signal.aborted) {
+      await predictOne(queue.shift(), choice, signal);
       showPredict(++done, asked.length);
     }
   };
@@ -390,22 +389,24 @@ async function predictOne(image, choice, signal) {
   } catch (error) {
     image.asked = null;
     showFailure(image, error);
+    if (error.code === "unreachable") refreshModels(); // which says so at the top, and notices when it is back
   }
   image.part.removeAttribute("aria-busy");
 }
 
 function summary(asked) {
-  const answered = asked.filter((image) => image.best);
+  const answered = asked.filter((image) => image.asked);
   const failed = asked.length - answered.length;
-  const said = answered.slice(0, 3).map(({ name, best }) => `${name}: ${best.label}, ${score(best.score)}`);
-  return [...said, failed ? `${failed} without an answer` : ""].filter(Boolean).join(". ") || "No label reached the bar";
+  const said = answered.slice(0, 3).map(({ name, best }) => `${name}: ${best ? `${best.label}, ${score(best.score)}` : "no label"}`);
+  return [...said, failed ? `${failed} without an answer` : ""].filter(Boolean).join(". ");
 }
 
 function showAnswer(image, answer) {
   const { predictions } = answer.results[0];
   const { part } = image;
   image.best = predictions[0];
-  part.querySelector(".state").textContent = `${answer.model} · version ${answer.version}`;
+  const verdict = image.best ? "" : " · no label reached its threshold"; // as several may apply, none may
+  part.querySelector(".state").textContent = `${answer.model} · version ${answer.version}${verdict}`;
   show(part.querySelector(".problem"));
   showLabels(part.querySelector(".labels"), predictions);
   showTiming(part.querySelector(".timing"), answer);
@@ -523,14 +524,14 @@ function startLive() {
   stopLive();
   Object.assign(camera, { skipped: 0, notBefore: 0, answeredAt: [] });
   camera.timer = setInterval(tick, 1000 / Number($("rate").value));
-  $("live").setAttribute("aria-pressed", "true");
+  $("live").classList.add("on");
   $("live").textContent = "Stop live";
 }
 
 function stopLive() {
   clearInterval(camera.timer);
   camera.timer = 0;
-  $("live").setAttribute("aria-pressed", "false");
+  $("live").classList.remove("on");
   $("live").textContent = "Classify live";
   $("live-verdict").textContent = "";
 }
@@ -562,7 +563,7 @@ function showLive(answer) {
   $("live-figures").textContent = `${answer.model} ${answer.version} · ${rate} · ${milliseconds(answer.roundTrip)} each · ${camera.skipped} skipped while busy`;
   showLabels($("live-labels"), predictions);
   const best = predictions[0];
-  $("live-verdict").textContent = best ? `${best.label} ${score(best.score)}` : "";
+  $("live-verdict").textContent = best ? `${best.label} ${score(best.score)}` : "no label";
   if (best && best.label !== camera.said && now - camera.saidAt > SAY_EVERY_MS) {
     Object.assign(camera, { said: best.label, saidAt: now });
     announce(`${best.label}, ${score(best.score)}`);
@@ -713,7 +714,6 @@ async function openCard() {
   if (!model.card) return;
   try {
     const answer = await ask(`api/v1/models/${encodeURIComponent(model.name)}/card`);
-    if (!answer.ok) throw await Refusal.of(answer);
     $("card-text").replaceChildren(markdown(await answer.text(), model.name));
   } catch (error) {
     $("card-text").replaceChildren(element("p", error.message, { class: "problem" }));
@@ -863,18 +863,23 @@ async function copyCurl() {
 
 const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 
-function listen() {
-  const on = (id, kind, handler) => $(id).addEventListener(kind, handler);
+const on = (id, kind, handler) => $(id).addEventListener(kind, handler);
+
+function listenToSetup() {
   on("skip", "click", (event) => {
     event.preventDefault(); // the page's base is not always its own address
     $("main").focus();
   });
+  on("token", "change", () => {
+    showCurl();
+    refreshModels();
+  });
   on("model", "change", () => {
     memory.set("model", $("model").value);
     showModel();
+    announce($("model-problem").textContent);
   });
   for (const id of ["version", "top-k"]) on(id, "change", showChoice);
-  on("token", "input", showCurl);
   for (const id of ["choose", "capture"]) {
     on(id, "change", async ({ target }) => {
       const files = [...target.files];
@@ -886,12 +891,20 @@ function listen() {
   on("predict", "click", predict);
   on("remove-all", "click", removeAll);
   on("copy-curl", "click", copyCurl);
+  on("open-card", "click", openCard);
+  on("close-card", "click", () => $("card").close());
+}
+
+function listenToCamera() {
   on("open-camera", "click", () => openCamera());
   on("close-camera", "click", closeCamera);
   on("device", "change", () => openCamera($("device").value));
   on("snap", "click", takePhoto);
   on("live", "click", toggleLive);
   on("rate", "change", () => camera.timer && startLive());
+}
+
+function listenToHistory() {
   on("search", "input", () => {
     entriesShown = ENTRIES_SHOWN;
     showHistory();
@@ -908,9 +921,6 @@ function listen() {
   });
   on("confirm-no", "click", () => $("confirm").close());
   on("confirm-yes", "click", clearHistory);
-  on("open-card", "click", openCard);
-  on("close-card", "click", () => $("card").close());
-  listenToDocument();
 }
 
 function listenToDocument() {
@@ -947,7 +957,10 @@ async function showVersion() {
   $("about").textContent = `Fovea ${version}`;
 }
 
-listen();
+listenToSetup();
+listenToCamera();
+listenToHistory();
+listenToDocument();
 $("paste").hidden = !navigator.clipboard?.read;
 showImages();
 await Promise.allSettled([refreshModels(), openHistory(), showVersion()]);

@@ -115,6 +115,7 @@ ERRORS: dict[int, Any] = {
     status: {"description": description, "content": {"application/json": {"schema": ERROR}}}
     for status, description in {
         400: "Anything wrong with the request's data",
+        401: "Without the token that is asked for, where any is",
         404: "No such model or version",
         408: "The body came too slowly",
         413: "Too many bytes",

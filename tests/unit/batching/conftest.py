@@ -25,8 +25,8 @@ class Bench:
             spec, FairShare(spec), self.execute, self.log, instances=instances, clock=clock
         )
 
-    def submit(self, *items: str, timeout: float = 60.0) -> list[Entry[str, str]]:
-        return [self.batcher.submit(item, self.clock.now + timeout) for item in items]
+    def submit(self, *items: str, timeout: float = 60.0, share: float = 1.0) -> list[Entry[str, str]]:
+        return [self.batcher.submit(item, self.clock.now + timeout, share) for item in items]
 
     async def end(self) -> None:
         """End everything that is queued or runs, answered or not."""

@@ -319,11 +319,10 @@ async def test_a_backlog_slower_than_the_longest_wait_is_refused_by_the_measured
     await turns()
     b.submit("1", "2")
     assert b.batcher.backlog_seconds == pytest.approx(0.8)
-    b.submit("3")
     with pytest.raises(Overloaded) as caught:
-        b.submit("4")
+        b.submit("3")  # 0.4 s for what runs, 0.8 s for what waits
     assert caught.value.reason == "queue_wait"
-    assert b.batcher.waiting == 3
+    assert b.batcher.waiting == 2
 
 
 async def test_the_wait_is_that_of_batches_as_large_as_the_backlog_will_make(
@@ -411,6 +410,31 @@ async def test_retry_after_is_one_to_three_seconds_by_the_backlog(
     with pytest.raises(Overloaded) as caught:
         b.submit("5")
     assert caught.value.retry_after_seconds == retry_after
+
+
+async def test_half_of_the_queue_is_kept_for_those_who_may_use_all_of_it(bench: MakeBench) -> None:
+    b = bench(max_batch_size=1, max_queue_size=4)
+    await occupied(b)
+    b.submit("1", "2", share=0.5)
+    with pytest.raises(Overloaded) as caught:
+        b.submit("3", share=0.5)
+    assert caught.value.reason == "queue_full"
+    b.submit("3", "4")
+    with pytest.raises(Overloaded):
+        b.submit("5")
+
+
+async def test_half_of_the_wait_is_kept_for_those_who_may_use_all_of_it(bench: MakeBench, clock: FakeClock) -> None:
+    b = bench(max_batch_size=1, max_queue_wait_ms=1000)
+    await occupied(b)
+    clock.advance(0.3)
+    b.execute.running[0].finish()
+    await turns()
+    b.submit("running", "1", "2")  # a third would wait 0.6 s
+    with pytest.raises(Overloaded) as caught:
+        b.submit("3", share=0.5)
+    assert caught.value.reason == "queue_wait"
+    b.submit("3")
 
 
 async def test_a_refused_entry_changes_nothing(bench: MakeBench) -> None:

@@ -15,11 +15,12 @@ from service.config import LimitSettings
 from service.errors import FoveaError
 from service.metrics import Metrics
 from service.rest.connection import Connection, next_piece
-from service.rest.guard import ConnectionGuard
+from service.rest.guard import LOOK_SECONDS, ConnectionGuard
 from tests.support.clock import FakeClock
 
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST /x HTTP/1.1\r\nHost: a\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
 KEEP_ALIVE = 75.0
 
 
@@ -82,10 +83,10 @@ class House:
         return connection, transport
 
     async def pass_time(self, seconds: float) -> None:
-        """Second by second, with a look after each."""
+        """With a look every so often, as in life."""
         await settle()
-        for _ in range(int(seconds)):
-            self.clock.advance(1.0)
+        for _ in range(int(seconds / LOOK_SECONDS)):
+            self.clock.advance(LOOK_SECONDS)
             self.guard.look(cast(Any, self.state.connections))
             await settle()
 
@@ -239,13 +240,33 @@ class TestHead:
         assert b"400" not in transport.written
         assert transport.is_closed
 
-    async def test_request_of_another_protocol_is_answered_in_this_one_and_no_more(self) -> None:
+    async def test_request_that_asks_for_another_protocol_is_answered_in_this_one_and_no_more(self) -> None:
         house = House()
         connection, transport = house.connect()
-        connection.data_received(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\nPRI * HTTP/2.0\r\n\r\n")
+        connection.data_received(GET[:-2] + UPGRADE + b"\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         await settle()
-        assert status_of(transport) == 200
+        assert transport.written.count(b"HTTP/1.1 200") == 1
         assert transport.is_closed
+
+    @pytest.mark.parametrize("piece", [1 << 20, 100, 7, 1])
+    @pytest.mark.parametrize("before", [b"", b"\r\n\r\n"])
+    async def test_its_body_is_read(self, piece: int, before: bytes) -> None:
+        house = House()
+        connection, transport = house.connect()
+        sent = before + POST + UPGRADE + b"Content-Length: 9\r\n\r\n\r\n\r\n12345" + GET
+        for start in range(0, len(sent), piece):
+            connection.data_received(sent[start : start + piece])
+        await settle()
+        assert house.seen == ["whole 9", "whole 0"]
+        assert not transport.is_closed
+
+    async def test_no_tunnel_is_opened(self) -> None:
+        house = House()
+        connection, transport = house.connect()
+        connection.data_received(b"CONNECT /livez HTTP/1.1\r\nHost: a\r\n" + UPGRADE + b"\r\n" + GET)
+        await settle()
+        assert status_of(transport) == 400
+        assert house.seen == []
 
 
 class TestBody:
@@ -290,18 +311,27 @@ class TestBody:
         await house.pass_time(12)
         assert transport.is_aborted
 
-    async def test_rest_of_a_body_that_was_answered_early_is_bounded_in_bytes(self) -> None:
+    @pytest.mark.parametrize(
+        ("field", "piece", "most"),
+        [
+            (b"Transfer-Encoding: chunked", b"1000\r\n" + bytes(4096) + b"\r\n", 1000 + 64 * 1024),
+            (b"Content-Length: 9999999", bytes(4096), 2 * (1000 + 64 * 1024)),
+        ],
+    )
+    async def test_rest_of_a_body_that_was_answered_early_is_bounded_in_bytes(
+        self, field: bytes, piece: bytes, most: int
+    ) -> None:
         house = House(body_bytes=1000, json_body_bytes=1000, tensor_body_bytes=1000)
         house.reads = False
         connection, transport = house.connect()
-        connection.data_received(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+        connection.data_received(POST + field + b"\r\n\r\n")
         await settle()
         assert status_of(transport) == 200
         sent = 0
         while not transport.is_closed and sent < 1 << 20:
-            connection.data_received(b"1000\r\n" + bytes(4096) + b"\r\n")
+            connection.data_received(piece)
             sent += 4096
-        assert 1000 + 64 * 1024 < sent <= 1000 + 64 * 1024 + 4096
+        assert most < sent <= most + 4096
 
     async def test_rest_of_a_body_that_was_answered_early_is_bounded_in_time(self) -> None:
         house = House()
@@ -389,7 +419,7 @@ class TestAnswers:
         connection, transport = house.connect()
         connection.data_received(GET)
         transport.unsent = 1
-        await house.pass_time(31)
+        await house.pass_time(29)
         assert not transport.is_closed
         await house.pass_time(1)
         assert transport.is_aborted
@@ -405,6 +435,18 @@ class TestAnswers:
             connection.pause_writing()
             connection.resume_writing()
         assert not transport.is_closed
+
+
+async def test_a_connection_that_cannot_be_looked_at_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House()
+    _, odd = house.connect()
+    _, other = house.connect()
+    monkeypatch.setattr(odd, "get_write_buffer_size", lambda: 1 / 0)
+    await house.pass_time(1)
+    assert odd.is_aborted
+    assert not other.is_closed
+    await house.pass_time(5)
+    assert other.is_closed
 
 
 class TestRoom:

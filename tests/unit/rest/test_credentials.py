@@ -33,6 +33,7 @@ def asked(path: str, *authorization: str, query: bytes = b"") -> dict[str, Any]:
     ("path", "access"),
     [
         ("/livez", Access.PUBLIC),
+        ("", Access.PUBLIC),
         ("/", Access.PUBLIC),
         ("/static/style.css", Access.PUBLIC),
         ("/v2/health/ready", Access.PUBLIC),
