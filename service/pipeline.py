@@ -23,7 +23,16 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.inference_statistics import VersionStatistics
-from service.messages import Classification, ImagePayload, InferenceRequest, InferenceResult, ModelRef, Stage, Timings
+from service.messages import (
+    Classification,
+    ClipPayload,
+    ImagePayload,
+    InferenceRequest,
+    InferenceResult,
+    ModelRef,
+    Stage,
+    Timings,
+)
 from service.metrics import Metrics
 from service.model import Answer, ImageItem, Item, LoadedModel, RawImageItem, stages_of, timings_of
 from service.repository.manager import ModelRepository
@@ -124,7 +133,7 @@ class Pipeline:
             ticket.images = places = []
             try:
                 async with asyncio.timeout_at(request.deadline_at):
-                    for image in request.images:
+                    for image in model.grouped(request.images):
                         places.append(_enter(model, image, request))  # noqa: PERF401  # what entered before a failure is forgotten
                     items = [await _settle(model, place) for place in places]
             except TimeoutError:
@@ -195,7 +204,9 @@ class Pipeline:
         self._record(ticket, outcome)
 
 
-def _enter(model: LoadedModel, image: ImagePayload, request: InferenceRequest) -> Entry[Item, Answer] | FoveaError:
+def _enter(
+    model: LoadedModel, image: ImagePayload | ClipPayload, request: InferenceRequest
+) -> Entry[Item, Answer] | FoveaError:
     """Into the queue, or what is wrong with the image. Raises NoImageSignature, Overloaded."""
     try:
         inspected = model.inspect(image)
