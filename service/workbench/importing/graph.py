@@ -50,14 +50,16 @@ class Fitted:
 def load(path: Path) -> onnx.ModelProto:
     """Read an ONNX file, with the weights that it keeps beside it. Raises ConfigurationError."""
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:
-        if "external" in str(error).lower() or isinstance(error, FileNotFoundError):
-            reason = " ".join(str(error).split())[:300].replace(str(path.parent), ".")
-            raise ConfigurationError(
-                f"{path.name} keeps its weights in a file of their own, which must lie beside it: {reason}"
-            ) from None
         raise ConfigurationError(f"{path.name} is not an ONNX file: {type(error).__name__}") from None
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300].replace(str(path.parent), ".")
+        raise ConfigurationError(
+            f"{path.name} keeps its weights in a file of their own, which must lie beside it: {reason}"
+        ) from None
     if not model.graph.node:
         raise ConfigurationError(f"{path.name} is not an ONNX file, or its graph is empty")
     if model.ByteSize() > _MOST_BYTES:

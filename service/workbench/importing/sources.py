@@ -89,7 +89,7 @@ def _read_onnx(path: Path, scratch: Path, sides: Open) -> Source:
     fixed = graph.image_input(engine).shape[:1]
 
     def answer(rows: Array) -> list[Array]:
-        return in_steps(lambda part: engine.run({engine.inputs[0].name: part}), rows, max(0, *fixed, 0))
+        return in_steps(lambda part: engine.run({engine.inputs[0].name: part}), rows, max((0, *fixed)))
 
     producer = model.producer_name.lower()
     is_keras = any(word in producer for word in ("tf2onnx", "keras", "tensorflow"))
