@@ -76,7 +76,7 @@ recipe: $(IMPORT)  ## Make a model by its recipe: NAME=imagenet|digits|fashion|t
 	.venv-import/bin/python model_repo/recipes/$(NAME).py $(ARGS)
 
 test-import: $(IMPORT)  ## Keras, PyTorch and the tutorials' networks through import, serve and classify (minutes)
-	.venv-import/bin/python -m pytest -W default --timeout 900 tests/importing $(ARGS)
+	PYTHONPATH=model_repo/recipes .venv-import/bin/python -m pytest -W default --timeout 900 tests/importing $(ARGS)
 
 image:  ## Build the container image (TARGET=cpu|gpu|demo, BUILD=docker's or buildah's build command)
 	$(BUILD) --target $(TARGET) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) -t fovea:$(TARGET) .
@@ -101,7 +101,7 @@ lock: $(DEV)  ## Resolve the dependencies again into requirements/*.txt
 	$(COMPILE) --extra cpu --extra opencv --extra tracing --group dev -o requirements/dev.txt
 	$(COMPILE) loadtests/requirements.in --extra cpu --group build -o requirements/load.txt
 	mkdir -p build
-	$(COMPILE) model_repo/recipes/requirements.txt --extra cpu --extra import --group build --group import-tests -o build/import.txt
+	$(COMPILE) model_repo/recipes/requirements.txt --extra cpu --extra opencv --extra import --group build --group import-tests -o build/import.txt
 	awk '/^[^ ]/ {torch = /^(cuda|nvidia|torch|triton)/} {print > ("requirements/" (torch ? "torch" : "import") ".txt")}' build/import.txt
 	echo 'checkov>=3.2' | $(BIN)/uv pip compile - --generate-hashes --no-header --quiet $(UPGRADE) -o requirements/checkov.txt
 	$(COMPILE) tests/real/requirements.in --extra cpu --extra opencv --extra tracing --group dev -o requirements/real.txt

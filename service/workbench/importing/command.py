@@ -58,12 +58,12 @@ def import_model(order: Order, repository: Path) -> int:
     files = list(expand(order.images))
     with tempfile.TemporaryDirectory(prefix="fovea-import-") as scratch_name:
         scratch = Path(scratch_name)
-        (scratch / "source").mkdir()
+        for name in ("source", "fitted", "part"):
+            (scratch / name).mkdir()
         report = Report()
         source, understood = _understand(order, scratch, report)
         _print_report(report, source, understood.fitted)
-        engine = graph.engine_of(understood.fitted.model, scratch)
-        tried = Trial(understood.fitted, engine, understood.output, understood.labels or understood.numbers)
+        tried = Trial(understood.fitted, understood.output, understood.labels or understood.numbers)
         if files:
             ways = list(trial.variants(understood.input, scaling_is_known=understood.scales_itself))
             print("\n".join(trial.show(tried, ways, files, understood.labels or ())))
@@ -78,14 +78,16 @@ def import_model(order: Order, repository: Path) -> int:
 
 
 def _understand(order: Order, scratch: Path, report: Report) -> tuple[Source, Understood]:
-    source = sources.read(order.source, scratch, sources.Open(order.flags.size, order.flags.frames))
+    source = sources.read(order.source, scratch / "source", sources.Open(order.flags.size, order.flags.frames))
     lying = beside.read(order.source, source.properties)
     flags = decisions.with_size(order.flags, lying)
-    fitted = graph.fit(source.model, scratch, flags.size)
+    fitted = graph.fit(source.model, scratch / "fitted", flags.size)
     picture = decisions.picture_of(fitted.input, order.flags, lying, report)
-    scaling = evidence.scaling_in(fitted, picture.shape, scratch)
+    scaling = evidence.scaling_in(fitted, picture.shape, scratch / "part")
     table = decisions.input_table(fitted.input, picture, order.flags, lying, scaling, source.geometry, report)
-    head = evidence.head_of(fitted, picture.shape, order.flags.output, scratch)
+    for unclear in lying.unclear:
+        report.found("unclear", unclear, "beside the model", "--resize")
+    head = evidence.head_of(fitted, picture.shape, order.flags.output)
     labels = decisions.labels_of(order.source, head.units, order.flags, lying, report)
     output = decisions.output_table(head, order.flags, lying, source.loss, len(labels) if labels else None, report)
     numbers = tuple(str(index) for index in range(2 if head.units == 1 else head.units))
@@ -127,7 +129,7 @@ def _write(
     with writing.draft_folder(folder.parent) as draft_name:
         draft = Path(draft_name) / order.name
         (draft / str(order.version)).mkdir(parents=True)
-        understood.fitted.save(draft / str(order.version) / MODEL_FILE)
+        shutil.copyfile(understood.fitted.file, draft / str(order.version) / MODEL_FILE)
         title = f"{order.name}: imported from {order.source.name} by fovea {__version__}"
         text = writing.manifest_text(title, understood.input, understood.output, origin)
         (draft / "model.toml").write_text(text, encoding="utf-8")
@@ -156,7 +158,9 @@ def _require_same_beside(folder: Path, draft: Path, version: int, spec: ModelSpe
         try:
             manifest = manifests.read(merged, version)
             labels = manifests.read_labels(merged, version, manifest)
-            both = manifests.resolve(manifest, labels, [understood.fitted.input], understood.fitted.outputs, "cpu")
+            both = manifests.resolve(
+                manifest, labels, [understood.fitted.input], understood.fitted.engine.outputs, "cpu"
+            )
         except ModelLoadError as error:
             raise ConfigurationError(
                 f"{folder.name} has a manifest that this version does not go with ({error}): give another --name"

@@ -15,7 +15,7 @@ import onnx
 from service.engine.base import TensorSpec
 from service.engine.ort import OrtEngine
 from service.errors import ConfigurationError, EngineFailed
-from service.workbench.importing.graph import Array, Fitted, engine_of
+from service.workbench.importing.graph import Array, Fitted, engine_of, until
 
 # What may stand between the input and the first layer that learns shapes.
 _LIGHT = frozenset(
@@ -64,12 +64,8 @@ def scaling_in(fitted: Fitted, shape: Sequence[int], scratch: Path) -> Scaling |
     cut = _frontier(fitted.model.graph, fitted.input.name)
     if cut is None:
         return None
-    prefix = onnx.ModelProto()
-    prefix.CopyFrom(fitted.model)
-    del prefix.graph.output[:]
-    prefix.graph.output.append(onnx.ValueInfoProto(name=cut))
     try:
-        engine = engine_of(prefix, scratch)
+        engine = engine_of(until(fitted.model, cut), scratch)
         at_zero, at_one, at_most = (_mean_answer(engine, fitted.input, shape, to) for to in (0, 1, 255))
     except (ConfigurationError, EngineFailed):
         return None
@@ -113,9 +109,9 @@ def _frontier(graph: onnx.GraphProto, start: str) -> str | None:
 # The head
 
 
-def head_of(fitted: Fitted, shape: Sequence[int], wanted: str | None, scratch: Path) -> Head:
+def head_of(fitted: Fitted, shape: Sequence[int], wanted: str | None) -> Head:
     """The output that classifies images of `shape`, and what its numbers look like. Raises ConfigurationError."""
-    engine = engine_of(fitted.model, scratch)
+    engine = fitted.engine
     output = _output(engine, wanted)
     operator = _last_operator(fitted.model.graph, output.name)
     if operator in ("ArgMax", "ArgMin", "TopK", "NonMaxSuppression"):

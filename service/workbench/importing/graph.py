@@ -27,6 +27,7 @@ _MOST_BYTES = 2_000_000_000  # protobuf's own limit is 2 GiB
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 _NEWEST_IR, _NEWEST_OPSET = 13, 26  # what ONNX Runtime 1.31 loads
 _GRAY_OR_COLOR = (1, 3)
+WRITTEN = "model.onnx"
 _SAME = 1e-4  # relative; sums in another order differ by about 1e-6
 
 
@@ -38,13 +39,14 @@ class Fitted:
     """
 
     model: onnx.ModelProto
-    input: TensorSpec
-    outputs: tuple[TensorSpec, ...]
+    engine: OrtEngine
+    file: Path
     to_source: Callable[[Array], Array]
     notes: tuple[str, ...] = ()
 
-    def save(self, path: Path) -> None:
-        path.write_bytes(self.model.SerializeToString(deterministic=True))
+    @property
+    def input(self) -> TensorSpec:
+        return self.engine.inputs[0]
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -62,8 +64,9 @@ def load(path: Path) -> onnx.ModelProto:
         ) from None
     if not model.graph.node:
         raise ConfigurationError(f"{path.name} is not an ONNX file, or its graph is empty")
-    if model.ByteSize() > _MOST_BYTES:
-        raise ConfigurationError(f"{path.name} has {model.ByteSize():,} bytes; a model of one file has less than 2 GB")
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if size > _MOST_BYTES:
+        raise ConfigurationError(f"{path.name} has {size:,} bytes of weights; a model of one file has less than 2 GB")
     _require_loadable(model, path.name)
     return model
 
@@ -100,11 +103,31 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def engine_of(model: onnx.ModelProto, scratch: Path) -> OrtEngine:
-    """A session of the model. Raises ConfigurationError with what ONNX Runtime says against it."""
-    path = scratch / "graph" / "model.onnx"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(model.SerializeToString())
+    """A session of the model, which leaves its file in `scratch`. Raises ConfigurationError with what is wrong."""
+    path = scratch / WRITTEN
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return open_engine(path)
+
+
+def open_engine(path: Path) -> OrtEngine:
+    """A session of a file. Raises ConfigurationError with what ONNX Runtime says against it."""
     return OrtEngine(path, ExecutionSpec(("cpu",)), intra_op_threads=0)
+
+
+def until(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
+    """The part of the model that makes `tensor`, with that as its only output."""
+    needed, nodes = {tensor}, []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    part.graph.name = "part"
+    part.graph.node.extend(reversed(nodes))
+    part.graph.input.extend(model.graph.input)
+    part.graph.initializer.extend(each for each in model.graph.initializer if each.name in needed)
+    part.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    return part
 
 
 def image_input(engine: OrtEngine) -> TensorSpec:
@@ -122,17 +145,17 @@ def image_input(engine: OrtEngine) -> TensorSpec:
 def fit(model: onnx.ModelProto, scratch: Path, size: Sequence[int] | None) -> Fitted:
     """Make the graph take images, with an open batch dimension where that holds. Raises ConfigurationError.
 
-    `size` is (height, width), needed only where the input is a flat row of pixels.
+    The model is changed in place. `scratch` is a folder of its own, in which its file is left. `size` is (height,
+    width), needed only where the input is a flat row of pixels.
     """
-    model = copy.deepcopy(model)
     _forget_exporter(model)
     engine = engine_of(model, scratch)
     source = image_input(engine)
     notes: list[str] = []
     opened = _with_open_batch(model, engine, source, scratch, notes)
     fitted, to_source = _as_images(opened, source, size, notes)
-    final = engine if fitted is model else engine_of(fitted, scratch)
-    return Fitted(fitted, image_input(final), final.outputs, to_source, tuple(notes))
+    final = engine_of(fitted, scratch) if notes else engine
+    return Fitted(fitted, final, scratch / WRITTEN, to_source, tuple(notes))
 
 
 def _forget_exporter(model: onnx.ModelProto) -> None:
@@ -154,7 +177,7 @@ def _with_open_batch(
     fixed = source.shape[0] if source.shape else -1
     if fixed == -1:
         return model
-    opened = copy.deepcopy(model)
+    opened = copy.deepcopy(model)  # as it may not hold
     for value in (*opened.graph.input, *opened.graph.output):
         shape = value.type.tensor_type.shape
         if shape.dim and shape.dim[0].dim_value == fixed:
@@ -196,11 +219,12 @@ def _opened_shape(shape: Array, fixed: int) -> Array:
 def _answers_alike(engine: OrtEngine, opened: onnx.ModelProto, source: TensorSpec, scratch: Path) -> bool:
     """Whether the opened graph gives other numbers of rows the answers that the fixed one gave."""
     fixed = source.shape[0]
+    (scratch / "opened").mkdir()
     shape = [16 if side == -1 else side for side in source.shape[1:]]
     rows = np.random.default_rng(0).random((3 * fixed, *shape)).astype(source.dtype)
     try:
         wanted = [engine.run({source.name: rows[place : place + fixed]}) for place in range(0, len(rows), fixed)]
-        got = engine_of(opened, scratch).run({source.name: rows})
+        got = engine_of(opened, scratch / "opened").run({source.name: rows})
     except (EngineFailed, ConfigurationError):
         return False
     pairs = [(np.concatenate(each), mine) for *each, mine in zip(*wanted, got, strict=True) if each[0].ndim]
@@ -261,8 +285,7 @@ def _prepend(
     steps: Sequence[Step],
 ) -> onnx.ModelProto:
     """The model with `steps` before its input, and an input of `shape` (without the batch) before them."""
-    result = copy.deepcopy(model)
-    graph = result.graph
+    graph = model.graph
     name = f"{source.name}_image"
     old = next(value for value in graph.input if value.name == source.name)
     rows = old.type.tensor_type.shape.dim[0].dim_value or ROWS
@@ -279,4 +302,4 @@ def _prepend(
             inputs.append(graph.initializer[-1].name)
         graph.node.insert(place, helper.make_node(operator, inputs, [target], **attributes))
         current = target
-    return result
+    return model

@@ -7,6 +7,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,12 @@ def checksum(path: Path) -> str:
 
 def _read_onnx(path: Path, scratch: Path, sides: Open) -> Source:
     model = graph.load(path)
-    engine = graph.engine_of(model, scratch / "source")
-    fixed = graph.image_input(engine).shape[:1]
+
+    opened = cache(lambda: graph.open_engine(path))
 
     def answer(rows: Array) -> list[Array]:
+        engine = opened()
+        fixed = engine.inputs[0].shape[:1]
         return in_steps(lambda part: engine.run({engine.inputs[0].name: part}), rows, max((0, *fixed)))
 
     producer = model.producer_name.lower()

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from service import manifest as manifests
-from service.engine.ort import OrtEngine
 from service.errors import ConfigurationError, FoveaError
+from service.imaging.clips import row_maker
 from service.imaging.decode import DecodeBudget
 from service.imaging.formats import FORMATS
-from service.imaging.preprocess import Preprocessor
 from service.imaging.spec import ImageLimits
 from service.manifest import PRESETS, Manifest, ModelSpec
 from service.messages import ImagePayload
@@ -50,9 +49,9 @@ class Variant:
 class Trial:
     """A fitted graph with its head and labels, ready to answer under any [input]."""
 
-    def __init__(self, fitted: Fitted, engine: OrtEngine, output: Table, labels: Sequence[str]) -> None:
+    def __init__(self, fitted: Fitted, output: Table, labels: Sequence[str]) -> None:
         self._fitted = fitted
-        self._engine = engine
+        self._engine = engine = fitted.engine
         self._output = output
         self._labels = tuple(labels)
         self._place = [spec.name for spec in engine.outputs].index(output["tensor"])
@@ -66,10 +65,10 @@ class Trial:
         """The images as rows of the graph's input. Raises InvalidImage and its kind."""
         spec = self.spec(table).input
         assert spec is not None
-        preprocessor = Preprocessor(spec, _LIMITS, DecodeBudget(_LIMITS.decode_bytes))
+        maker = row_maker(spec, _LIMITS, DecodeBudget(_LIMITS.decode_bytes))
         rows = np.empty((len(images), *spec.shape), spec.dtype)
         for row, data in zip(rows, images, strict=True):
-            preprocessor.prepare(preprocessor.inspect(ImagePayload(data)), row)
+            maker.prepare(maker.inspect(ImagePayload(data)), row)
         return rows
 
     def noise(self, table: Table) -> Array:
