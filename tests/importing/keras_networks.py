@@ -30,7 +30,26 @@ def drawn_network(name: str, network: Network) -> tuple[Any, float]:
         built(np.zeros((1, network.frames, *network.size, 3), np.float32))
     for place, variable in enumerate(built.weights):
         variable.assign(frozen_networks.drawn(variable.name, variable.shape, place))
+    _settle(built, network)
     return built, _spread(built, network)
+
+
+def _settle(built: Any, network: Network) -> None:
+    """Give every BatchNormalization the statistics of the pictures, as training would: else deep networks fade out."""
+    norms = [each for each in built._flatten_layers() if isinstance(each, keras.layers.BatchNormalization)]
+    if not norms:
+        return
+    before = [(layer, layer.trainable) for layer in built._flatten_layers()]
+    momentum = [norm.momentum for norm in norms]
+    for layer, _ in before:
+        layer.trainable = True
+    for norm in norms:
+        norm.momentum = 0.0
+    built(np.stack([prepared(network, PHOTOGRAPHS / picture) for picture in PICTURES]), training=True)
+    for norm, value in zip(norms, momentum, strict=True):
+        norm.momentum = value
+    for layer, value in before:
+        layer.trainable = value
 
 
 def _spread(built: Any, network: Network) -> float:

@@ -27,9 +27,11 @@ def drawn(name: str, shape: Sequence[int], place: int) -> Weights:
     numbers = np.resize(np.roll(_TABLE, 97 * place), size).reshape(shape)
     if name in ("gamma", "moving_variance"):
         return 1.0 + 0.1 * np.abs(numbers)
+    if name in ("mean", "variance", "count"):  # of a Normalization layer: as it comes
+        return np.full(shape, float(name == "variance"), np.float32)
     if len(shape) > 1 and name not in ("token", "positions"):
-        fan_in = shape[0] if len(shape) == 2 else int(np.prod(shape[:-1]))
-        return numbers * np.float32(1.0 / np.sqrt(fan_in))
+        is_depthwise = len(shape) == 4 and shape[-1] == 1
+        return numbers / np.float32(np.sqrt(np.prod(shape[:2] if is_depthwise else shape[:-1])))
     return np.float32(0.1) * numbers
 
 

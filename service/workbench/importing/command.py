@@ -22,6 +22,7 @@ from service.workbench.importing.trial import Parity, Trial
 
 Table = dict[str, Any]
 
+_GOLDEN_PICTURES = 3
 _NAME = re.compile(r"(?!stats$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -72,7 +73,7 @@ def import_model(order: Order, repository: Path) -> int:
                 "not imported yet:\n" + "\n".join(f"  - {question}" for question in report.questions)
             )
         parities = _parities(tried, source, understood.input, files)
-        _write(order, folder, source, understood, report, parities, tried.spec(understood.input))
+        _write(order, folder, source, understood, report, parities, tried, files)
     _print_next(order, folder)
     return 0
 
@@ -118,7 +119,8 @@ def _write(
     understood: Understood,
     report: Report,
     parities: Sequence[tuple[str, Parity]],
-    spec: ModelSpec,
+    tried: Trial,
+    files: Sequence[Path],
 ) -> None:
     assert understood.labels is not None
     origin = {
@@ -140,10 +142,24 @@ def _write(
             (each.what, each.value, f"a guess: {each.origin} ({each.flag})" if each.is_guess else each.origin)
             for each in report.findings
         ]
+        _write_golden(draft / str(order.version), tried, understood, files)
         (draft / "README.md").write_text(writing.card_text(order.name, made_from, rows), encoding="utf-8")
         if folder.exists():
-            _require_same_beside(folder, draft, order.version, spec, understood)
+            _require_same_beside(folder, draft, order.version, tried.spec(understood.input), understood)
         writing.publish(draft, folder, order.version)
+
+
+def _write_golden(folder: Path, tried: Trial, understood: Understood, files: Sequence[Path]) -> None:
+    """Pictures with what the version answers to them now: the first of those tried, else made ones."""
+    known = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")][:_GOLDEN_PICTURES]
+    pictures = [(f"golden-{n}{file.suffix.lower()}", file.read_bytes()) for n, file in enumerate(known, start=1)]
+    pictures = pictures or [(f"golden-{n}.png", trial.made_picture(n)) for n in range(1, 1 + _GOLDEN_PICTURES)]
+    cases = []
+    for name, data in pictures:
+        (folder / name).write_bytes(data)
+        (scores,) = tried.scores(understood.input, tried.tensors(understood.input, [data]))
+        cases.append((name, scores))
+    (folder / "golden.json").write_text(writing.golden_text(cases, understood.labels or ()), encoding="utf-8")
 
 
 def _require_same_beside(folder: Path, draft: Path, version: int, spec: ModelSpec, understood: Understood) -> None:

@@ -1,11 +1,13 @@
 """The imported graph at work: held against its framework, and shown real images under each plausible preprocessing."""
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from service import manifest as manifests
 from service.errors import ConfigurationError, FoveaError
@@ -110,6 +112,15 @@ class Trial:
             ", ".join(f"{best.label} {best.score:.3f}" for best in task.predictions(row, _TOP, 0.0))
             for row in self.scores(table, rows)
         ]
+
+
+def made_picture(seed: int) -> bytes:
+    """A PNG of coarse random colours, the same for ever."""
+    random = np.random.RandomState(seed)  # its stream is frozen, a Generator's is not
+    coarse = Image.fromarray(random.randint(0, 256, (24, 32, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize((256, 192), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def variants(table: Table, *, scaling_is_known: bool) -> Iterator[Variant]:

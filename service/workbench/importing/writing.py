@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import ConfigurationError
+from service.tasks.base import Scores, best
 
 Table = dict[str, Any]
 
+_GOLDEN_TOP = 5
+_GOLDEN_TOLERANCE = 0.02  # another CPU differs by 1e-4; another preprocessing or other weights by far more
 _WHY = {
     "scale": "pixel * scale, then (x - mean) / std",
     "preset": "how pixels are scaled",
@@ -36,6 +39,25 @@ def manifest_text(title: str, input_table: Table, output_table: Table, metadata:
             lines.append(f"{line:30} # {_WHY[key]}" if name != "metadata" and key in _WHY else line)
         lines.append("")
     return "\n".join(lines)
+
+
+def golden_text(cases: Sequence[tuple[str, Scores]], labels: Sequence[str]) -> str:
+    """golden.json: for each file of the version's folder its best predictions, and how far they may be off."""
+    tree = {
+        "schema": 1,
+        "tolerance": _GOLDEN_TOLERANCE,
+        "cases": [
+            {
+                "file": name,
+                "predictions": [
+                    {"index": index, "score": round(float(scores[index]), 6), "label": labels[index]}
+                    for index in best(scores, _GOLDEN_TOP)
+                ],
+            }
+            for name, scores in cases
+        ],
+    }
+    return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
 
 
 def card_text(name: str, made_from: Sequence[tuple[str, str]], decided: Sequence[tuple[str, str, str]]) -> str:

@@ -266,6 +266,19 @@ async def test_a_second_version_goes_beside_the_first_where_it_is_fed_alike(
     assert await answers(repository, picture("green")) == ["green"]
 
 
+def test_what_it_answers_at_import_is_written_down(import_model: Import, tmp_path: Path, repository: Path) -> None:
+    assert import_model(classifier(), *UNIT, *LABELS).code == 0
+    golden = json.loads((repository / "mine/1/golden.json").read_text())
+    assert [case["file"] for case in golden["cases"]] == ["golden-1.png", "golden-2.png", "golden-3.png"]
+    (tmp_path / "mine.png").write_bytes(picture("blue"))
+    assert import_model(classifier(), *UNIT, *LABELS, "--version", "2", "--try", tmp_path / "mine.png").code == 0
+    (case,) = json.loads((repository / "mine/2/golden.json").read_text())["cases"]
+    assert (repository / "mine/2" / case["file"]).read_bytes() == picture("blue")
+    best = case["predictions"][0]
+    assert (best["label"], best["index"]) == ("blue", 2)
+    assert best["score"] == pytest.approx(np.exp(4) / (np.exp(4) + 2), abs=1e-5)
+
+
 def test_the_report_says_what_is_known_what_is_guessed_and_how_equal_it_is(import_model: Import) -> None:
     said = import_model(classifier(), *UNIT, *LABELS)
     assert "scaling    unit   (--preset)" in said.out
