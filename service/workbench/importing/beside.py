@@ -6,7 +6,9 @@ Sources: transformers' image processors, timm.data.resolve_data_config and creat
 
 import ast
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +46,28 @@ def read(source: Path, properties: dict[str, str]) -> Beside:
     found = Beside()
     processor = _json(source.parent / "preprocessor_config.json")
     if processor is not None:
-        found.take(_hugging_face(processor, found.unclear), "preprocessor_config.json")
+        found.take(_understood(partial(_hugging_face, processor, found.unclear)), "preprocessor_config.json")
     config = _json(source.parent / "config.json")
     if config is not None:
         timm = config.get("pretrained_cfg", config)
         if isinstance(timm, dict) and "mean" in timm and "input_size" in timm:
-            found.take(_timm(timm), "config.json")
+            found.take(_understood(partial(_timm, timm)), "config.json")
         found.name(_labels_of(config), "config.json")
         if config.get("problem_type") == "multi_label_classification":
             found.task = "multilabel"
     found.name(_names(properties.get("names", "")), "the ONNX file's metadata")
     return found
+
+
+def _understood(read: Callable[[], Table]) -> Table:
+    """What `read` makes of a file. Raises ConfigurationError where a value is not what the publishers' tools write."""
+    try:
+        return read()
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise ConfigurationError(
+            f"a configuration beside the model is not understood ({error!r}); move it away, and say --size, --resize, "
+            "--scale, --mean and --std"
+        ) from None
 
 
 def _json(path: Path) -> Table | None:
@@ -82,7 +95,7 @@ def _hugging_face(config: Table, unclear: list[str]) -> Table:
 
 
 def _hugging_face_scaling(config: Table) -> Table:
-    scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
+    scale = float(config.get("rescale_factor") or 1 / 255) if config.get("do_rescale", True) else 1.0
     shift = 1.0 if config.get("rescale_offset") else 0.0
     mean, std = [0.0], [1.0]
     if config.get("do_normalize", "image_mean" in config):

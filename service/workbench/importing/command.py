@@ -83,7 +83,7 @@ def _understand(order: Order, scratch: Path, report: Report) -> tuple[Source, Un
     lying = beside.read(order.source, source.properties)
     flags = decisions.with_size(order.flags, lying)
     fitted = graph.fit(source.model, scratch / "fitted", flags.size)
-    picture = decisions.picture_of(fitted.input, order.flags, lying, report)
+    picture = decisions.picture_of(fitted.input, evidence.convolved_channels(fitted), order.flags, lying, report)
     scaling = evidence.scaling_in(fitted, picture.shape, scratch / "part")
     table = decisions.input_table(fitted.input, picture, order.flags, lying, scaling, source.geometry, report)
     for unclear in lying.unclear:

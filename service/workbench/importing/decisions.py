@@ -97,13 +97,16 @@ class Picture:
         return (*((self.frames,) if self.layout == "nthwc" else ()), *self.size, self.channels)
 
 
-def picture_of(tensor: TensorSpec, flags: Flags, beside: Beside, report: Report) -> Picture:
-    """Layout, channels, size and frames. Raises ConfigurationError, as nothing can be tried without them."""
-    layout = _layout(tensor, flags.layout)
+def picture_of(tensor: TensorSpec, convolved: int | None, flags: Flags, beside: Beside, report: Report) -> Picture:
+    """Layout, channels, size and frames. Raises ConfigurationError, as nothing can be tried without them.
+
+    `convolved` is how many channels the graph convolves of the input as it lies, where it does.
+    """
+    layout = _layout(tensor, convolved, flags.layout)
     sides = tensor.shape[2:4] if layout in ("nchw", "nthwc") else tensor.shape[1:3]
     channels = tensor.shape[1] if layout == "nchw" else tensor.shape[-1]
     if channels == -1:
-        channels = 1 if flags.color == "gray" else 3
+        channels = convolved or (1 if flags.color == "gray" else 3)
     if channels not in (1, 3):
         raise ConfigurationError(
             f"input {tensor.name!r} has {channels} channels; pictures have 1 or 3 (--layout says another order)"
@@ -121,12 +124,14 @@ def picture_of(tensor: TensorSpec, flags: Flags, beside: Beside, report: Report)
     return Picture(layout, channels, size, frames)
 
 
-def _layout(tensor: TensorSpec, wanted: str | None) -> Literal["nchw", "nhwc", "nthwc"]:
+def _layout(tensor: TensorSpec, convolved: int | None, wanted: str | None) -> Literal["nchw", "nhwc", "nthwc"]:
     if len(tensor.shape) == 5:
         return "nthwc"
     if wanted is not None:
         return "nchw" if wanted == "nchw" else "nhwc"
     first, last = tensor.shape[1] in (1, 3), tensor.shape[-1] in (1, 3)
+    if first == last and convolved in (1, 3) and tensor.shape[1] in (-1, convolved):
+        return "nchw"
     if first == last:
         raise ConfigurationError(
             f"input {tensor.name!r} has shape {list(tensor.shape)}: that does not tell where the channels are; "

@@ -22,6 +22,7 @@ _LIGHT = frozenset(
     {"Add", "BatchNormalization", "Cast", "Clip", "Concat", "Div", "Expand", "Gather", "Identity", "Mul", "Neg"}
     | {"Reciprocal", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Upsample"}
 )
+_IN_PLACE = frozenset({"Add", "BatchNormalization", "Cast", "Clip", "Div", "Identity", "Mul", "Resize", "Sub"})
 _PASSING = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 # A network's first layer is fed numbers that spread over about 1 (0..1) to 12 (a narrow std), rarely less or more.
@@ -104,6 +105,24 @@ def _frontier(graph: onnx.GraphProto, start: str) -> str | None:
             frontier.extend(name for name in node.input if name in light)
     found = set(frontier)
     return found.pop() if len(found) == 1 and found != {start} else None
+
+
+def convolved_channels(fitted: Fitted) -> int | None:
+    """The channels of the first convolution that takes the input as it lies; None where nothing does.
+
+    ONNX convolves channels-first pictures only, so such an input is one.
+    """
+    graph = fitted.model.graph
+    sizes = {initializer.name: initializer.dims for initializer in graph.initializer}
+    as_it_lies = {fitted.input.name}
+    for node in graph.node:
+        if not node.input or node.input[0] not in as_it_lies:
+            continue
+        if node.op_type == "Conv" and len(sizes.get(node.input[1], ())) == 4:
+            return int(sizes[node.input[1]][1])
+        if node.op_type in _IN_PLACE:
+            as_it_lies.update(node.output)
+    return None
 
 
 # The head

@@ -85,6 +85,11 @@ def test_names_in_the_metadata_of_an_onnx_file_are_taken(tmp_path: Path) -> None
     assert read(tmp_path, {"names": "__import__('os')"}).labels is None
 
 
+def test_values_of_the_wrong_kind_are_refused_with_what_to_say(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"not understood.*--size.*--mean"):
+        read(tmp_path, preprocessor_config=VIT | {"image_mean": "grey"})
+
+
 def test_a_broken_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigurationError, match=r"config.json beside the model is not JSON"):

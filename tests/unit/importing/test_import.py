@@ -307,6 +307,24 @@ def test_a_hugging_face_config_beside_the_model_is_followed(
     assert (repository / "mine/labels.txt").read_text().split() == ["cat", "dog", "cow"]
 
 
+def test_a_graph_that_leaves_every_side_open_is_channels_first_where_it_convolves(
+    import_model: Import, repository: Path
+) -> None:
+    nodes = [
+        helper.make_node("Conv", ["pixel_values", "kernel"], ["features"]),
+        helper.make_node("GlobalAveragePool", ["features"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    open_sides = {"pixel_values": ("float32", ("batch", "channels", "height", "width"))}
+    kernel = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
+    model = graph(nodes, open_sides, {"logits": ("float32", ("batch", 3))}, {"kernel": kernel})
+    assert "--size" in import_model(model, *UNIT, *LABELS).err
+    said = import_model(model, *UNIT, *LABELS, "--size", "8")
+    assert said.code == 0, said
+    table = manifest.read(repository / "mine").input
+    assert table is not None and (table.layout, table.size) == ("nchw", (8, 8))
+
+
 def test_the_command_line_knows_the_presets_of_the_manifest() -> None:
     assert set(cli._PRESETS) == set(manifest.PRESETS)
     parser = cli._parser()
