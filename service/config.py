@@ -42,9 +42,19 @@ OWN_PATHS = frozenset(
     {"api", "docs", "docs-assets", "livez", "metrics", "openapi.json", "readyz", "startupz", "static", "v1", "v2"}
 )
 
+
+def _given(value: object) -> object:
+    """A variable that is set to nothing was meant to hold a secret: without one the service would be open."""
+    given = value if isinstance(value, list) else [value]
+    if any(isinstance(one, str) and not one.strip() for one in given):
+        raise ValueError("is empty; give a token, or leave the setting out")
+    return value
+
+
 Prefix = Annotated[str, AfterValidator(_prefix)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
+Secret = Annotated[SecretStr | None, BeforeValidator(_given)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split), BeforeValidator(_given)]
 
 
 class _Section(BaseModel):
@@ -59,6 +69,8 @@ class ServerSettings(_Section):
     root_path: Prefix = Field(
         "", description="Prefix under which a proxy publishes the service, like /vision; taken off or passed on."
     )
+    tls_certificate: Path | None = Field(None, description="PEM file of certificate and chain; plain HTTP without.")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
     cors_origins: Names = Field((), description="Origins that browsers may call from; none by default.")
     drain_delay_s: float = Field(
         5.0, ge=0, description="Seconds between SIGTERM and closing the listener: load balancers notice in them."
@@ -83,13 +95,19 @@ class RepositorySettings(_Section):
 class AdminSettings(_Section):
     """Calls that change the server."""
 
-    token: SecretStr | None = Field(None, description="Bearer token of admin calls; they are off without one.")
+    token: Secret = Field(None, description="Bearer token of admin calls; they are off without one.")
+    token_file: Path | None = Field(
+        None, description="File of further admin tokens, one a line; read again when it changes."
+    )
 
 
 class AuthSettings(_Section):
     """Who may ask for predictions."""
 
     tokens: Secrets = Field((), description="Bearer tokens accepted for inference; open when there are none.")
+    tokens_file: Path | None = Field(
+        None, description="File of further tokens for inference, one a line; read again when it changes."
+    )
 
 
 class LimitSettings(_Section):
@@ -113,7 +131,16 @@ class LimitSettings(_Section):
     timeout_ms: int = Field(5_000, ge=1, description="Deadline of a request; callers may only shorten it.")
     inflight_requests: int = Field(1_024, ge=1, description="Requests in flight before new ones are refused.")
     inflight_bytes: int = Field(512 * MIB, ge=1, description="Bytes of bodies in flight before new ones are refused.")
-    body_timeout_s: float = Field(30.0, gt=0, description="Seconds a body may take to arrive.")
+    connections: int = Field(1_024, ge=1, description="Connections held open; then idle ones make room.")
+    uri_bytes: int = Field(4_096, ge=1, description="Longest request target.")
+    header_bytes: int = Field(16_384, ge=1, description="Largest head of a request.")
+    header_fields: int = Field(100, ge=1, description="Header fields of a request.")
+    header_timeout_s: float = Field(5.0, gt=0, description="Seconds the head of a request may take to arrive.")
+    body_grace_s: float = Field(
+        10.0, gt=0, description="Seconds a body may take to arrive; one more for every 256 KiB that have come."
+    )
+    body_timeout_s: float = Field(30.0, gt=0, description="Seconds a body may take to arrive, however large.")
+    write_timeout_s: float = Field(30.0, gt=0, description="Seconds a client may leave its answer unread.")
 
 
 class ExecutionSettings(_Section):

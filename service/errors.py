@@ -136,7 +136,7 @@ class ModelNotReady(FoveaError):
     outcome = Outcome.REJECTED
 
 
-# Who may change the server
+# Who may ask, and who may change the server
 
 
 class AdminDisabled(FoveaError):
@@ -150,6 +150,13 @@ class Unauthorized(FoveaError):
     """The credential is missing or wrong."""
 
     code = "unauthorized"
+    outcome = Outcome.CLIENT_ERROR
+
+
+class Forbidden(FoveaError):
+    """The credential is known, and not for this."""
+
+    code = "forbidden"
     outcome = Outcome.CLIENT_ERROR
 
 

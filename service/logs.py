@@ -8,10 +8,13 @@ import json
 import logging
 import sys
 import threading
+import time
 import traceback
 from collections import deque
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import orjson
@@ -28,17 +31,29 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 def json_line(record: logging.LogRecord) -> bytes:
     """One record as a JSON object in ASCII-safe UTF-8: time, level, event, then what was given as `extra`."""
-    line: dict[str, Any] = {
-        "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-        "level": record.levelname.lower(),
-        "event": record.getMessage(),
-        "logger": record.name,
-    }
+    given = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    if record.exc_info:
+        given["exception"] = "".join(traceback.format_exception(*record.exc_info))
+    return _line(record.created, record.levelname, record.getMessage(), record.name, given)
+
+
+def log(logger: logging.Logger, level: int, event: str, fields: Mapping[str, Any]) -> None:
+    """As `logger.log(level, event, extra=fields)`, for the line that every request writes, at a third of its cost.
+
+    Where a LineWriter takes all lines it gets this one without a LogRecord in between.
+    """
+    match logging.root.handlers:
+        case [LineWriter() as writer] if logger.isEnabledFor(level):
+            writer.write(lambda: _line(time.time(), logging.getLevelName(level), event, logger.name, fields))
+        case _:
+            logger.log(level, event, extra=fields)
+
+
+def _line(created: float, level: str, event: str, logger: str, fields: Mapping[str, Any]) -> bytes:
+    line: dict[str, Any] = {"ts": _timestamp(created), "level": level.lower(), "event": event, "logger": logger}
     if request_id := request_id_var.get():
         line["request_id"] = request_id
-    line.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
-    if record.exc_info:
-        line["exception"] = "".join(traceback.format_exception(*record.exc_info))
+    line |= fields
     encoded = _ascii_json(line)
     for length in (1024, 256, 64):
         if len(encoded) <= MAX_LINE_BYTES:
@@ -48,6 +63,17 @@ def json_line(record: logging.LogRecord) -> bytes:
         return encoded
     kept = {key: str(line[key])[:256] for key in ("ts", "level", "event", "logger")}
     return _ascii_json(kept | {"cut": True})
+
+
+def _timestamp(created: float) -> str:
+    """RFC 3339 in UTC, to the millisecond."""
+    seconds = int(created)
+    return f"{_date_and_time(seconds)}.{int((created - seconds) * 1000):03d}+00:00"
+
+
+@lru_cache(maxsize=2)
+def _date_and_time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _ascii_json(line: dict[str, Any]) -> bytes:
@@ -77,14 +103,17 @@ class LineWriter(logging.Handler):
         threading.Thread(target=self._write_forever, name="log-writer", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.write(lambda: json_line(record))
+        except Exception:  # noqa: BLE001  # logging must not raise into the code that logs
+            self.handleError(record)
+
+    def write(self, line: Callable[[], bytes]) -> None:
+        """Keep what `line` makes, where there is room for it."""
         if len(self._lines) >= self._capacity:
             self.dropped += 1
             return
-        try:
-            self._lines.append(json_line(record))
-        except Exception:  # noqa: BLE001  # logging must not raise into the code that logs
-            self.handleError(record)
-            return
+        self._lines.append(line())
         if not self._wake.is_set():
             self._idle.clear()
             self._wake.set()

@@ -8,13 +8,12 @@ front-end builds an InferenceRequest and renders an InferenceResult.
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 
 from service.admission import Admission, Slot
 from service.batching.request_queue import Entry
 from service.errors import (
-    DeadlineExceeded,
     FoveaError,
     InvalidImage,
     InvalidTensor,
@@ -42,9 +41,13 @@ _IMAGE_FAULTS = (InvalidImage, UnsupportedMediaType)
 
 
 class Ticket:
-    """One request from its first byte to its answer: what it holds of the bounds, and what is recorded of it."""
+    """One request from its first byte to its answer: what it holds of the bounds, and what is recorded of it.
+
+    Entering raises Overloaded or Draining. However the block ends, and if it is not even entered, that is recorded.
+    """
 
     __slots__ = (
+        "_record",
         "images",
         "inferred_at",
         "phase",
@@ -58,10 +61,13 @@ class Ticket:
         "version",
     )
 
-    def __init__(self, protocol: str, ref: ModelRef) -> None:
+    def __init__(
+        self, protocol: str, ref: ModelRef, slot: Slot, record: "Callable[[Ticket, BaseException | None], None]"
+    ) -> None:
         self.protocol = protocol
         self.ref = ref
-        self.slot: Slot | None = None
+        self.slot = slot
+        self._record = record
         self.started_at = time.monotonic()
         self.received_at: float | None = None
         self.version: int | None = None
@@ -71,9 +77,22 @@ class Ticket:
         self.inferred_at = 0.0
         self.images: Sequence[Entry[Item, Answer] | FoveaError] = ()
 
+    def __enter__(self) -> "Ticket":
+        try:
+            self.slot.__enter__()
+        except FoveaError as error:
+            self._record(self, error)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.slot.__exit__(kind, error, traceback)
+        self._record(self, error)
+
     def grow(self, nbytes: int) -> None:
         """Account for body bytes as they arrive. Raises Overloaded."""
-        assert self.slot is not None
         self.slot.grow(nbytes)
 
     def body_received(self) -> None:
@@ -105,23 +124,11 @@ class Pipeline:
         self._admission = admission
         self._repository = repository
         self._metrics = metrics
+        metrics.inflight.set_function(lambda: admission.requests)
 
-    @contextmanager
-    def admit(self, protocol: str, ref: ModelRef) -> Iterator[Ticket]:
-        """Hold a place for one request, and record how the block ended. Raises Overloaded or Draining."""
-        ticket = Ticket(protocol, ref)
-        try:
-            with self._admission.slot() as slot:
-                self._metrics.inflight.set(self._admission.requests)
-                ticket.slot = slot
-                yield ticket
-        except BaseException as error:
-            self._record_failure(ticket, error)
-            raise
-        else:
-            self._record(ticket, Outcome.OK)
-        finally:
-            self._metrics.inflight.set(self._admission.requests)
+    def admit(self, protocol: str, ref: ModelRef) -> Ticket:
+        """A ticket to be entered: holds a place for the block, and records how it ended."""
+        return Ticket(protocol, ref, self._admission.slot(), self._record)
 
     async def classify(self, request: InferenceRequest, ticket: Ticket) -> InferenceResult:
         """Answer one request. Raises what concerns all of it; an image's own fault stands in its place.
@@ -132,12 +139,9 @@ class Pipeline:
             ticket.version, ticket.statistics = version, model.statistics
             ticket.images = places = []
             try:
-                async with asyncio.timeout_at(request.deadline_at):
-                    for image in model.grouped(request.images):
-                        places.append(_enter(model, image, request))  # noqa: PERF401  # what entered before a failure is forgotten
-                    items = [await _settle(model, place) for place in places]
-            except TimeoutError:
-                raise DeadlineExceeded("The request's deadline passed before the answer was there.") from None
+                for image in model.grouped(request.images):
+                    places.append(_enter(model, image, request))  # noqa: PERF401  # what entered before a failure is forgotten
+                items = [await _settle(model, place) for place in places]
             finally:
                 _forget(model, places, ticket)
             refused = [item for item in items if isinstance(item, FoveaError)]
@@ -153,12 +157,9 @@ class Pipeline:
             ticket.version, ticket.statistics = version, model.statistics
             ticket.images = places = []
             try:
-                async with asyncio.timeout_at(request.deadline_at):
-                    for item in self._items(model, request):
-                        places.append(model.submit(item, request.deadline_at))  # noqa: PERF401  # as above
-                    answers = [await model.outputs(place) for place in places]
-            except TimeoutError:
-                raise DeadlineExceeded("The request's deadline passed before the answer was there.") from None
+                for item in self._items(model, request):
+                    places.append(model.submit(item, request.deadline_at))  # noqa: PERF401  # as above
+                answers = [await model.outputs(place) for place in places]
             except _IMAGE_FAULTS as error:
                 raise self._refused_image(model, error) from None
             finally:
@@ -176,7 +177,8 @@ class Pipeline:
         self._metrics.images_rejected.labels(model.name, error.code).inc()
         return InvalidTensor(str(error))
 
-    def _record(self, ticket: Ticket, outcome: Outcome) -> None:
+    def _record(self, ticket: Ticket, error: BaseException | None) -> None:
+        outcome = _outcome(error)
         model = self._metrics.model_label(ticket.ref.name)
         received_at = ticket.received_at or ticket.started_at
         ended_at = time.monotonic()
@@ -186,22 +188,22 @@ class Pipeline:
             ticket.statistics.succeeded(seconds, ticket.timings, output_seconds)
         elif ticket.statistics is not None:
             ticket.statistics.failed(seconds)
+        if outcome is Outcome.CANCELLED:
+            self._metrics.cancelled.labels(model, ticket.phase).inc()
+        elif outcome is Outcome.REJECTED:
+            reason = error.reason if isinstance(error, Overloaded) else "not_ready"
+            self._metrics.rejected.labels(model, reason).inc()
         self._metrics.request_finished(
             model, ticket.version, ticket.protocol, outcome, seconds, received_at - ticket.started_at
         )
 
-    def _record_failure(self, ticket: Ticket, error: BaseException) -> None:
-        model = self._metrics.model_label(ticket.ref.name)
-        if isinstance(error, asyncio.CancelledError):
-            outcome = Outcome.CANCELLED
-        else:
-            outcome = error.outcome if isinstance(error, FoveaError) else Outcome.ERROR
-        if outcome is Outcome.CANCELLED:
-            self._metrics.cancelled.labels(model, ticket.phase).inc()
-        if outcome is Outcome.REJECTED:
-            reason = error.reason if isinstance(error, Overloaded) else "not_ready"
-            self._metrics.rejected.labels(model, reason).inc()
-        self._record(ticket, outcome)
+
+def _outcome(error: BaseException | None) -> Outcome:
+    if error is None:
+        return Outcome.OK
+    if isinstance(error, asyncio.CancelledError):
+        return Outcome.CANCELLED
+    return error.outcome if isinstance(error, FoveaError) else Outcome.ERROR
 
 
 def _enter(

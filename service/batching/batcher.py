@@ -26,6 +26,10 @@ no latency to an idle server, and under load batches grow by themselves.
 passed or who waited longer than allowed are dropped then, before any work is spent on them, and their places filled
 from behind.
 
+*Deadlines are kept here.* An entry whose deadline passes fails at that moment, wherever it is; in a running batch it
+then runs for nobody. One timer serves all entries: it stands at the earliest deadline known, and as most requests are
+answered long before theirs, it is set once in a while and not once a request.
+
 *Owned replies.* Each entry owns its reply. `execute` gets the entries, rejects the ones that turn out bad (a damaged
 image) at once, and returns a result for each of the others. If it raises, the entries of that batch fail, and no other.
 One caller's fate never reaches its neighbours: a cancelled entry in a running batch only means that nobody reads that
@@ -100,9 +104,11 @@ class Batcher(Generic[ItemT, ResultT]):
         self._instances = instances
         self._clock = clock
         self._queue: RequestQueue[ItemT, ResultT] = RequestQueue(spec.max_queue_size)
-        self._executing = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running: list[list[Entry[ItemT, ResultT]]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expiry_at = math.inf
         self._pump_is_due = False
         self._seconds_of: dict[int, float] = {}  # batch size -> seconds of an execution, a moving average
         self._quiet = asyncio.Event()
@@ -140,6 +146,8 @@ class Batcher(Generic[ItemT, ResultT]):
         entry: Entry[ItemT, ResultT] = Entry(item, self._clock(), deadline_at, asyncio.get_running_loop())
         self._queue.push(entry)
         self._quiet.clear()
+        if deadline_at < self._expiry_at:
+            self._expire_at(deadline_at)
         if not self._pump_is_due:
             self._pump_is_due = True
             entry.loop.call_soon(self._pump)
@@ -176,14 +184,14 @@ class Batcher(Generic[ItemT, ResultT]):
         """The batch that should leave now, counted as in execution; empty where none should."""
         while True:
             now = self._clock()
-            free = self._instances - self._executing
+            free = self._instances - len(self._running)
             view = QueueView(len(self._queue), self._queue.oldest_at, free, self._instances)
             decision = self._policy.decide(view, now)
             if not isinstance(decision, Dispatch):
                 self._set_timer(decision.at - now if isinstance(decision, WaitUntil) else None)
                 return []
             if batch := self._form(decision.size, now):
-                self._executing += 1
+                self._running.append(batch)
                 return batch
 
     def _form(self, size: int, now: float) -> list[Entry[ItemT, ResultT]]:
@@ -226,7 +234,7 @@ class Batcher(Generic[ItemT, ResultT]):
             logger.exception("execution_failed", extra={"batch_size": len(batch)})
             fault = EngineFailed("The model failed on this batch.")
         self._learn(len(batch), self._clock() - started_at)
-        self._executing -= 1
+        self._running.remove(batch)
         try:
             following = self._next_batch() if may_go_on else []
             self._pump()
@@ -255,8 +263,30 @@ class Batcher(Generic[ItemT, ResultT]):
         if delay_seconds is not None:
             self._timer = asyncio.get_running_loop().call_later(max(0.0, delay_seconds), self._pump)
 
+    def _expire_at(self, deadline_at: float) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expiry_at = deadline_at
+        delay_seconds = max(0.0, deadline_at - self._clock())
+        self._expiry = asyncio.get_running_loop().call_later(delay_seconds, self._expire)
+
+    def _expire(self) -> None:
+        """Fail the entries whose deadline has passed, and look again when the next one is due."""
+        now = self._clock()
+        self._expiry, self._expiry_at = None, math.inf
+        waiting = [entry for entry in self._queue if not entry.is_done]
+        running = [entry for batch in self._running for entry in batch if not entry.is_done]
+        for entry in waiting + running:
+            if now >= entry.deadline_at:
+                entry.fail(DeadlineExceeded("The request's deadline passed before the answer was there."))
+                self._queue.discard(entry)
+        if ahead := [entry.deadline_at for entry in waiting + running if not entry.is_done]:
+            self._expire_at(min(ahead))
+        self._observer.queue_changed(len(self._queue))
+        self._settle()
+
     def _settle(self) -> None:
-        if not len(self._queue) and not self._executing:
+        if not len(self._queue) and not self._running:
             self._quiet.set()
 
     def _overloaded(self, reason: str, message: str) -> Overloaded:

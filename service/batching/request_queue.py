@@ -6,6 +6,7 @@ The queue and its entries belong to the event loop; only `Entry.reject` may be c
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
@@ -72,6 +73,9 @@ class RequestQueue(Generic[ItemT, ResultT]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry[ItemT, ResultT]]:
+        return iter(self._entries)
 
     @property
     def is_full(self) -> bool:

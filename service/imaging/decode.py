@@ -10,9 +10,9 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from io import BytesIO
 from itertools import groupby
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -32,25 +32,49 @@ Image.MAX_IMAGE_PIXELS = None  # our limits are checked from the header, before 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
+class _Held:
+    """A class, as a generator would cost a thumbnail more than its pixels."""
+
+    __slots__ = ("_budget", "_nbytes")
+
+    def __init__(self, budget: "DecodeBudget", nbytes: int) -> None:
+        self._budget = budget
+        self._nbytes = nbytes
+
+    def __enter__(self) -> None:
+        self._budget.take(self._nbytes)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._budget.give_back(self._nbytes)
+
+
 class DecodeBudget:
     """Bytes of pixels in decoders at once, over all threads. A large image waits for room, alone if need be."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._used = 0
-        self._room = threading.Condition()
+        self._waiting = 0
+        self._room = threading.Condition(threading.Lock())
 
-    @contextmanager
-    def hold(self, nbytes: int) -> Iterator[None]:
-        """Occupy `nbytes` of the budget; blocks the calling thread until there is room."""
+    def hold(self, nbytes: int) -> "_Held":
+        """Occupy `nbytes` for the length of a `with` block; entering blocks the thread until there is room."""
+        return _Held(self, nbytes)
+
+    def take(self, nbytes: int) -> None:
         with self._room:
-            self._room.wait_for(lambda: self._used == 0 or self._used + nbytes <= self._limit)
+            while self._used and self._used + nbytes > self._limit:
+                self._waiting += 1
+                self._room.wait()
+                self._waiting -= 1
             self._used += nbytes
-        try:
-            yield
-        finally:
-            with self._room:
-                self._used -= nbytes
+
+    def give_back(self, nbytes: int) -> None:
+        with self._room:
+            self._used -= nbytes
+            if self._waiting:
                 self._room.notify_all()
 
 
@@ -110,7 +134,7 @@ def _pillow(data: bytes, header: ImageHeader, gray: bool, halvings: int, backgro
             raise InvalidImage("The PNG has a wrong checksum: it is damaged.")
         plain = _plain_png(data, header, compressed) if header.is_plain else None
         if plain is not None:
-            return np.asarray(_flattened(plain, gray, background), np.uint8)
+            return _array(_flattened(plain, gray, background))
     try:
         with Image.open(BytesIO(data), formats=[FORMATS[header.format].pillow_name]) as image:
             if image.size != (header.width, header.height):
@@ -118,11 +142,17 @@ def _pillow(data: bytes, header: ImageHeader, gray: bool, halvings: int, backgro
             if halvings:
                 image.draft(None, (header.width >> halvings, header.height >> halvings))
             image.load()
-            return np.asarray(_flattened(image, gray, background), np.uint8)
+            return _array(_flattened(image, gray, background))
     except (InvalidImage, MemoryError):
         raise
     except Exception:
         raise InvalidImage(f"The {header.format.upper()} data does not decode: it is truncated or damaged.") from None
+
+
+def _array(image: Image.Image) -> Pixels:
+    """Of mode "L" or "RGB", which `tobytes` gives without the detour of numpy's array interface."""
+    shape = (image.height, image.width) if image.mode == "L" else (image.height, image.width, 3)
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(shape)
 
 
 def _plain_png(data: bytes, header: ImageHeader, compressed: bytes) -> Image.Image | None:

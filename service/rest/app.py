@@ -8,6 +8,7 @@ from starlette.types import ASGIApp
 
 from service.rest import classify, errors, native, probes, v1
 from service.rest.classify import ClassifyRoute
+from service.rest.credentials import CredentialLayer, Credentials
 from service.rest.middleware import RequestLayer
 from service.rest.schemas import ClassifyBody, ClassifyOut, ProblemOut
 from service.rest.v1 import PredictRoute
@@ -43,9 +44,18 @@ def create_api(server: InferenceServer) -> FastAPI:
 
 
 def create_app(server: InferenceServer, tracing: "Tracing | None" = None) -> ASGIApp:
-    """What uvicorn serves: the request layer, then the data plane, then FastAPI for everything else."""
-    app: ASGIApp = ClassifyRoute(InferRoute(PredictRoute(create_api(server), server), server), server)
+    """What uvicorn serves: the request layer, then the data plane, then FastAPI for everything else.
+
+    Credentials stand before all of it, or, where the data plane is open to everyone, before FastAPI.
+    """
     settings = server.settings
+    credentials = Credentials(settings, server.metrics)
+    app: ASGIApp = create_api(server)
+    if not credentials.are_wanted_for_inference:
+        app = CredentialLayer(app, credentials)
+    app = ClassifyRoute(InferRoute(PredictRoute(app, server), server), server)
+    if credentials.are_wanted_for_inference:
+        app = CredentialLayer(app, credentials)
     if settings.server.cors_origins:
         app = CORSMiddleware(
             app,

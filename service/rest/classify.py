@@ -15,7 +15,7 @@ from service.messages import ImagePayload, InferenceRequest, ModelRef
 from service.pipeline import Ticket
 from service.rest import errors, uploads
 from service.rest.context import context_of
-from service.rest.data_plane import DataRoute, note_result, unless_gone
+from service.rest.data_plane import DataRoute, JsonBytes, note_result, unless_gone
 from service.rest.schemas import DEFAULT_TOP_K, ClassifyBody, ClassifyOut, ClassifyQuery, classify_answer
 from service.server import InferenceServer
 
@@ -43,20 +43,20 @@ class ClassifyRoute(DataRoute):
         result = await unless_gone(request, self._pipeline.classify(wanted, ticket))
         answer = classify_answer(result, wanted, ticket, context_of(request.scope).request_id)
         note_result(request, result.version, result.timings, images=len(result.items))
-        return Response(answer, media_type="application/json")
+        return JsonBytes(answer)
 
     async def _read(self, request: Request, ref: ModelRef, options: _Options, ticket: Ticket) -> InferenceRequest:
         """Body and parameters, checked as far as they can be without the model."""
         limits = self._limits
         kind = uploads.content_type(request)
         if kind.media_type in self._media_types:
-            body = await uploads.read_body(request, ticket, limits.body_bytes, limits.body_timeout_s)
+            body = await uploads.read_body(request, ticket, limits.body_bytes)
             images: tuple[ImagePayload, ...] = (ImagePayload(body, None, kind.media_type),)
         elif kind.media_type == "multipart/form-data":
-            body = await uploads.read_body(request, ticket, limits.body_bytes, limits.body_timeout_s)
+            body = await uploads.read_body(request, ticket, limits.body_bytes)
             images = uploads.images_of_multipart(body, kind.parameters.get("boundary"), limits)
         elif kind.media_type == "application/json":
-            body = await uploads.read_body(request, ticket, limits.json_body_bytes, limits.body_timeout_s)
+            body = await uploads.read_body(request, ticket, limits.json_body_bytes)
             parsed = uploads.parse_classify_body(body, limits)
             options = _merged(options, parsed)
             images = uploads.images_of_json(parsed, limits)

@@ -1,42 +1,116 @@
-"""One HTTP connection: uvicorn's httptools protocol, taught to end without losing a request.
+"""One HTTP connection: uvicorn's httptools protocol, taught to bound its client and to end without losing a request.
 
-uvicorn closes a connection that has no request under way, even one whose request is already in the kernel's buffer,
-and closes its listener with clients still in the backlog. Both are requests that a client believes to have sent.
+uvicorn waits for ever for a head or a body, and keeps headers of any size; `guard` has the limits. It closes a
+connection that has no request under way, even one whose request is already in the kernel's buffer, and closes its
+listener with clients still in the backlog. Both are requests that a client believes to have sent.
 """
 
 import asyncio
 import logging
+import re
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from enum import Enum
+from typing import Any, cast
 
+import httptools
+from starlette.requests import Request
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
+
+from service.errors import BodyTimeout, ClientDisconnected, FoveaError, MalformedRequest
+from service.rest.context import RequestContext
+from service.rest.guard import LOOK_SECONDS, ConnectionGuard, Refused
 
 logger = logging.getLogger(__name__)
 
 _FIRST_REQUEST_SECONDS = 1.0  # a client that has just connected sends its request within this, or has none
+_HOST = re.compile(rb"[A-Za-z0-9._~:\[\]%-]*")  # names, addresses, a port
+_MANY_PIECES, _SMALL_PIECE = 1024, 16  # this many pieces of a body shorter than that on average are an attack
+_FRAME_BYTES = 64 * 1024  # of chunk sizes, extensions and trailers, beside as many as there are of the body
 
 
 class Departure:
-    """Tells whoever answers a request that its client has gone: `on_departure` is called then, once."""
+    """What a connection tells whoever answers a request.
 
-    __slots__ = ("on_departure",)
+    `on_departure` is called, once, when the client has gone; `fault` is why the rest of the body will not come.
+    """
+
+    __slots__ = ("fault", "on_departure")
 
     def __init__(self) -> None:
         self.on_departure: Callable[[], object] | None = None
+        self.fault: FoveaError | None = None
+
+
+async def next_piece(request: Request) -> tuple[bytes, bool]:
+    """The next bytes of a body, and whether more will come.
+
+    Raises ClientDisconnected, or the fault that the connection found: BodyTimeout, MalformedRequest.
+    """
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnected("The client left while sending.")
+    departure: Departure = request.scope["fovea.departure"]
+    if departure.fault is not None:
+        raise departure.fault
+    return message["body"], message["more_body"]
+
+
+class Stage(Enum):
+    """What the connection waits for from its client."""
+
+    HEAD = 1  # the head of a request, of which bytes may be there; also on a connection that has just been made
+    BODY = 2  # the rest of a body
+    NOTHING = 3  # the request is whole: it is being answered, or has been, and the next may come
 
 
 class Connection(HttpToolsProtocol):
-    """Closes at shutdown only when nothing is under way and nothing is about to be read.
+    """Holds its client to the guard's limits; closes at shutdown only when nothing is about to be read.
 
     Every scope has a `Departure` under "fovea.departure": a call instead of a task that waits beside every request.
     """
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["fovea.departure"] = Departure()  # type: ignore[typeddict-unknown-key]
+    def __init__(self, *, guard: ConnectionGuard, **uvicorn: Any) -> None:
+        super().__init__(**uvicorn)
+        self._guard = guard
+        self._stage = Stage.HEAD
+        self._since = guard.clock()  # when the stage began, or the last answer ended
+        self._fed = 0  # bytes of the message now read: those that came with its first byte, and all since
+        self._first_fed = 0  # the former
+        self._feed = 0  # bytes the parser has at the moment
+        self._body_bytes = 0
+        self._pieces = 0  # of the body
+        self._departure = Departure()
+        self._is_broken = False  # nothing more can be read
+        self._unsent_since: float | None = None
+
+    # Events of the transport
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        connections = cast(Collection[Connection], self.connections)
+        if not self._guard.has_room(connections):
+            self._refuse("connection_limit")
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_broken:
+            return
+        self._feed = len(data)
+        self._fed += self._feed
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.cycle.keep_alive = False  # the request is answered; what follows is in another protocol
+        except httptools.HttpParserError as error:
+            self._stop_reading(error.__context__.reason if isinstance(error.__context__, Refused) else "malformed_http")
+        else:
+            if self._stage is not Stage.NOTHING and self._is_flooded():
+                self._stop_reading("headers_too_large" if self._stage is Stage.HEAD else "malformed_http")
 
     def connection_lost(self, exc: Exception | None) -> None:
         cycle = self.cycle
@@ -45,6 +119,169 @@ class Connection(HttpToolsProtocol):
             departure: Departure = cycle.scope["fovea.departure"]  # type: ignore[typeddict-item]
             if departure.on_departure is not None:
                 departure.on_departure()
+
+    def resume_writing(self) -> None:
+        self._unsent_since = None
+        super().resume_writing()
+
+    # Events of the parser
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._departure = Departure()
+        self.scope["fovea.departure"] = self._departure  # type: ignore[typeddict-unknown-key]
+        self._stage = Stage.HEAD
+        self._since = self._guard.clock()
+        self._fed = self._first_fed = self._feed
+        self._body_bytes = self._pieces = 0
+
+    def on_headers_complete(self) -> None:
+        guard = self._guard
+        if len(self.url) > guard.uri_bytes:
+            raise Refused("uri_too_long")
+        if len(self.headers) > guard.head_fields or (
+            self._fed > guard.head_bytes and self._head_bytes() > guard.head_bytes
+        ):
+            raise Refused("headers_too_large")
+        if self.url[:1] != b"/" or not self._has_one_host():
+            raise Refused("malformed_http")
+        super().on_headers_complete()
+        self.headers = []  # trailers come here, where nobody looks: the scope has the list of the head
+        self._stage = Stage.BODY
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        self._pieces += 1
+        if self._pieces > _MANY_PIECES and self._body_bytes < self._pieces * _SMALL_PIECE:
+            raise Refused("malformed_http")
+        cycle = self.cycle
+        if cycle.response_complete:
+            if self._body_bytes > self._guard.body_bytes:
+                raise Refused("malformed_http")
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        self._stage = Stage.NOTHING
+        if not self.cycle.response_complete:
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, without its timer for an idle connection: the guard looks."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._since = self._guard.clock()
+        never_continued = self.expect_100_continue and self._stage is Stage.BODY and not self._body_bytes
+        if self.pipeline:
+            self.flow.resume_reading()
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._is_broken or never_continued:
+            self.transport.close()
+        else:
+            self.flow.resume_reading()
+
+    # Limits
+
+    def keep_to_time(self, now: float) -> None:
+        """Close what is over its time. A client that we ourselves let wait is not."""
+        if self._is_stalled(now):
+            self.end("write_stall")
+        elif self.flow.read_paused:
+            self._since += LOOK_SECONDS
+        elif self._stage is Stage.HEAD:
+            if now - self._since > self._guard.head_seconds and not self.is_answering:
+                self._give_up_head()
+        elif self._stage is Stage.BODY:
+            if now - self._since > self._guard.body_seconds(self._body_bytes):
+                self._give_up_body()
+        elif not self.is_answering and now - self._since > self._guard.keep_alive_seconds:
+            self._close_unless_spoken_to()
+
+    def is_spare(self, now: float) -> bool:
+        """Whether the connection only waits for its client, and has for a second."""
+        return self._stage is not Stage.BODY and not self.is_answering and now - self._since > _FIRST_REQUEST_SECONDS
+
+    def end(self, reason: str) -> None:
+        """Close at once, whatever is under way."""
+        self._guard.count(reason, self.client)
+        self.transport.abort()
+
+    @property
+    def is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _is_stalled(self, now: float) -> bool:
+        if not self.transport.get_write_buffer_size():
+            self._unsent_since = None
+        elif self._unsent_since is None:
+            self._unsent_since = now
+        return self._unsent_since is not None and now - self._unsent_since > self._guard.write_seconds
+
+    def _close_unless_spoken_to(self) -> None:
+        if not _has_unread_data(self.transport):
+            self.transport.close()
+
+    def _give_up_head(self) -> None:
+        if self._fed:
+            self._refuse("header_deadline")
+        else:
+            self.end("header_deadline")
+
+    def _give_up_body(self) -> None:
+        """Tell whoever answers; where nobody listens until the next look, close."""
+        if self._is_broken or self.cycle.response_complete:
+            self.end("body_deadline")
+            return
+        self._guard.count("body_deadline", self.client)
+        seconds = self._guard.body_seconds(self._body_bytes)
+        self._fail(BodyTimeout(f"The body did not arrive within {seconds:.3g} s."))
+
+    def _is_flooded(self) -> bool:
+        """Bytes that make no progress: a head without end, or chunks that are mostly their own frames."""
+        later = self._fed - self._first_fed
+        if self._stage is Stage.HEAD:
+            return later > self._guard.head_bytes + self._guard.uri_bytes
+        return later > 2 * self._body_bytes + _FRAME_BYTES
+
+    def _stop_reading(self, reason: str) -> None:
+        """The parser can go no further: refuse what it was at, but never before what came whole is answered."""
+        self._is_broken = True
+        self.flow.pause_reading()
+        if self._stage is Stage.BODY and self.is_answering:
+            self._guard.count(reason, self.client)
+            self._fail(MalformedRequest("The body is not framed as RFC 9112 has it, or in uselessly small chunks."))
+        elif self.is_answering:
+            self.cycle.keep_alive = False
+        else:
+            self._refuse(reason)
+
+    def _fail(self, fault: FoveaError) -> None:
+        self._is_broken = True
+        self._departure.fault = fault
+        self.cycle.message_event.set()
+
+    def _refuse(self, reason: str) -> None:
+        self._is_broken = True
+        if not self.transport.is_closing():
+            request_id = RequestContext(self.headers or []).request_id  # the caller's own, where it has come
+            self.transport.write(self._guard.refusal(reason, self.client, request_id))
+            self.transport.close()
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
+
+    def _has_one_host(self) -> bool:
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) == 1:
+            return _HOST.fullmatch(hosts[0]) is not None
+        return not hosts and self.parser.get_http_version() == "1.0"
+
+    # Shutdown
 
     def shutdown(self) -> None:
         """No further requests: finish what runs, read what was sent, then close."""
@@ -65,9 +302,10 @@ class Connection(HttpToolsProtocol):
 class HttpServer(Server):
     """uvicorn without its signal handling, closing its listener without dropping the backlog."""
 
-    def __init__(self, *args: object, listener: socket.socket, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # passed on
+    def __init__(self, config: Config, *, listener: socket.socket, guard: ConnectionGuard) -> None:
+        super().__init__(config)
         self._listener = listener
+        self._guard = guard
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -91,8 +329,16 @@ class HttpServer(Server):
             logger.info("backlog_adopted", extra={"connections": len(waiting)})
         await super().shutdown(sockets)
 
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's, ten times a second."""
+        if counter % int(10 * LOOK_SECONDS) == 0:
+            self._guard.look(cast(Collection[Connection], self.server_state.connections))
+        return await super().on_tick(counter)
+
     def _protocol(self) -> Connection:
-        return Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return Connection(
+            guard=self._guard, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
 
 def _accept_all(backlog: socket.socket) -> list[socket.socket]:

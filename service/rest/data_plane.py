@@ -71,6 +71,19 @@ class DataRoute(ABC):
         """The 200 of one request; raises what the error tables know."""
 
 
+class JsonBytes(Response):
+    """A 200 of JSON that is ready to be sent. Starlette's own way to the same two headers costs four times as much."""
+
+    def __init__(self, body: bytes) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = body
+        self.raw_headers = [
+            (b"content-length", str(len(body)).encode("ascii")),
+            (b"content-type", b"application/json"),
+        ]
+
+
 def model_ref(model: str, version: str | None) -> ModelRef:
     """Raises ModelNotFound on what no version can be called."""
     if version is not None and not _VERSION.fullmatch(version):

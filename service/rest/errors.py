@@ -44,6 +44,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "non_finite_output": (400, "The answer is not a finite number"),
     "admin_disabled": (403, "Admin calls are off"),
     "unauthorized": (401, "Not authorized"),
+    "forbidden": (403, "Not allowed"),
     "load_refused": (400, "The model did not load"),
     "client_disconnected": (400, "The client left"),  # written to nobody
     "overloaded": (503, "Overloaded"),

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import logs
 from service.config import Settings
 from service.logs import request_id_var
+from service.rest.connection import Departure
 from service.rest.context import RequestContext, published, route_path
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class RequestLayer:
         token = request_id_var.set(context.request_id)
         trace = self._begin_trace(scope, context)
         status = 0
+        departure: Departure = scope["fovea.departure"]
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -55,7 +58,7 @@ class RequestLayer:
                 headers = [*message["headers"], (b"x-request-id", context.request_id.encode()), *_SECURITY_HEADERS]
                 if trace is not None:
                     headers.append((b"traceparent", trace.traceparent.encode()))
-                if self._is_draining():
+                if self._is_draining() or departure.fault is not None:
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
             await send(message)
@@ -100,7 +103,7 @@ class RequestLayer:
         }
         if context.traceparent:
             fields["traceparent"] = context.traceparent
-        logger.log(level, "request", extra=fields | context.fields)
+        logs.log(logger, level, "request", fields | context.fields)
 
     def _is_sampled(self) -> bool:
         return self._sample >= 1.0 or random.random() < self._sample  # noqa: S311  # which lines are kept is no secret

@@ -15,7 +15,9 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -27,6 +29,7 @@ from service.config import ServerSettings, Settings
 from service.errors import ConfigurationError
 from service.rest.app import create_app
 from service.rest.connection import Connection, HttpServer
+from service.rest.guard import ConnectionGuard
 from service.server import InferenceServer
 from service.tracing import from_environment
 
@@ -73,7 +76,9 @@ async def _serve(
     server.metrics.log_dropped.set_function(lambda: writer.dropped)
     if tracing is not None:
         server.metrics.spans_lost.set_function(lambda: tracing.lost)
-    http = HttpServer(_uvicorn_config(settings, create_app(server, tracing)), listener=listener)
+    guard = ConnectionGuard(settings.limits, settings.server.keep_alive_s, server.metrics)
+    config = _uvicorn_config(settings, create_app(server, tracing), partial(Connection, guard=guard))
+    http = HttpServer(config, listener=listener, guard=guard)
     stop = _StopSignal(asyncio.get_running_loop())
     host, port = listener.getsockname()[:2]
     logger.info("listening", extra={"host": host, "port": port, "version": __version__, "pid": os.getpid()})
@@ -100,21 +105,32 @@ async def _serve(
     return 1 if failed is not None else 0
 
 
-def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
+def _uvicorn_config(settings: Settings, app: ASGIApp, protocol: Callable[..., Connection]) -> uvicorn.Config:
+    """Raises ConfigurationError where there is no TLS to be had from the files."""
+    config = uvicorn.Config(
         app,
-        http=Connection,
+        http=protocol,  # type: ignore[arg-type]  # uvicorn calls it
         ws="none",
         lifespan="off",
         loop="uvloop",
+        ssl_certfile=settings.server.tls_certificate,
+        ssl_keyfile=settings.server.tls_key,
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
         backlog=settings.server.backlog,
-        timeout_keep_alive=int(settings.server.keep_alive_s),
         timeout_graceful_shutdown=int(settings.server.grace_s),
     )
+    certificate, key = settings.server.tls_certificate, settings.server.tls_key
+    if key is not None and certificate is None:
+        raise ConfigurationError("server.tls_key: is of no use without server.tls_certificate")
+    try:
+        config.load()
+    except OSError as error:  # what OpenSSL says of a file is one, too
+        files = " and ".join(str(file) for file in (certificate, key) if file)
+        raise ConfigurationError(f"server.tls_certificate: cannot use {files}: {error.strerror or error}") from None
+    return config
 
 
 async def _freeze_when_started(server: InferenceServer) -> None:

@@ -3,12 +3,13 @@
 import asyncio
 
 import numpy as np
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from service.config import LimitSettings
-from service.errors import BodyTimeout, ClientDisconnected, EmptyBody, MalformedRequest, PayloadTooLarge
+from service.errors import EmptyBody, MalformedRequest, PayloadTooLarge
 from service.pipeline import Ticket
 from service.rest import compression
+from service.rest.connection import next_piece
 
 _LINE_BYTES = 64  # tensors begin where a cache line does
 _INLINE_BYTES = 64 * 1024  # longer bodies are inflated beside the event loop
@@ -19,7 +20,7 @@ async def read(request: Request, ticket: Ticket, limits: LimitSettings, lead: in
     """The body, inflated where `encoding` says so; what follows its first `lead` bytes is aligned.
 
     Each byte is copied once, from where the server received it to where the engine may read it. Raises
-    PayloadTooLarge, EmptyBody, BodyTimeout, Overloaded, MalformedRequest, ClientDisconnected.
+    PayloadTooLarge, EmptyBody, Overloaded, MalformedRequest, and what `next_piece` raises.
     """
     limit = limits.tensor_body_bytes
     declared = request.headers.get("content-length", "")
@@ -29,21 +30,17 @@ async def read(request: Request, ticket: Ticket, limits: LimitSettings, lead: in
     buffer = _aligned(expected or 0, lead)
     size = 0
     rest: list[bytes] = []
-    try:
-        async with asyncio.timeout(limits.body_timeout_s):
-            async for chunk in request.stream():
-                if size + len(chunk) > limit:
-                    raise PayloadTooLarge(f"The body has more than {limit:,} bytes.")
-                ticket.grow(len(chunk))
-                if expected is None:
-                    rest.append(chunk)
-                else:
-                    buffer[size : size + len(chunk)] = chunk
-                size += len(chunk)
-    except TimeoutError:
-        raise BodyTimeout(f"The body did not arrive within {limits.body_timeout_s:g} s.") from None
-    except ClientDisconnect:
-        raise ClientDisconnected("The client left while sending.") from None
+    more = True
+    while more:
+        chunk, more = await next_piece(request)
+        if size + len(chunk) > limit:
+            raise PayloadTooLarge(f"The body has more than {limit:,} bytes.")
+        ticket.grow(len(chunk))
+        if expected is None:
+            rest.append(chunk)
+        else:
+            buffer[size : size + len(chunk)] = chunk
+        size += len(chunk)
     if size == 0:
         raise EmptyBody("The body is empty.")
     body = buffer[:size] if expected is not None else _realigned(b"".join(rest), lead)

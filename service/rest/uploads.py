@@ -3,11 +3,11 @@
 Owns the limits on bytes and parts while they arrive, and what a broken body is told. Knows no image format.
 """
 
-import asyncio
 import binascii
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.message import Message
+from functools import lru_cache
 from json import JSONDecodeError, loads
 from typing import Any
 
@@ -18,8 +18,6 @@ from starlette.requests import Request
 
 from service.config import LimitSettings
 from service.errors import (
-    BodyTimeout,
-    ClientDisconnected,
     EmptyBody,
     InvalidParameter,
     MalformedRequest,
@@ -28,6 +26,8 @@ from service.errors import (
 )
 from service.messages import ImagePayload
 from service.pipeline import Ticket
+from service.rest.connection import next_piece
+from service.rest.context import header_values
 from service.rest.errors import invalid_parameter
 from service.rest.schemas import ClassifyBody
 
@@ -46,49 +46,48 @@ class ContentType:
 
 def content_type(request: Request) -> ContentType:
     """The request's content type. Raises UnsupportedMediaType where there is none or it cannot be read."""
-    values = request.headers.getlist("content-type")
+    values = header_values(request.scope, b"content-type")
     if len(values) != 1:
         raise UnsupportedMediaType(
             "Send exactly one Content-Type: an image type, multipart/form-data or application/json."
         )
-    if request.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
-        raise UnsupportedMediaType("Content-Encoding is not supported here; images are compressed already.")
-    if len(values[0]) > 512 or "\0" in values[0]:
+    for encoding in header_values(request.scope, b"content-encoding"):
+        if encoding.strip().lower() not in (b"identity", b""):
+            raise UnsupportedMediaType("Content-Encoding is not supported here; images are compressed already.")
+    return _parsed(values[0].decode("latin-1"))
+
+
+@lru_cache(maxsize=64)  # a service's clients send the same few
+def _parsed(value: str) -> ContentType:
+    if len(value) > 512 or "\0" in value:
         raise UnsupportedMediaType("The Content-Type is not well-formed.")
-    if ";" not in values[0]:
-        return ContentType(values[0].strip().lower(), {})
+    if ";" not in value:
+        return ContentType(value.strip().lower(), {})
     message = Message()
-    message["content-type"] = values[0]
-    parameters = {str(name).lower(): str(value) for name, value in (message.get_params() or [])[1:]}
-    return ContentType(values[0].split(";", 1)[0].strip().lower(), parameters)
+    message["content-type"] = value
+    parameters = {str(name).lower(): str(given) for name, given in (message.get_params() or [])[1:]}
+    return ContentType(value.split(";", 1)[0].strip().lower(), parameters)
 
 
-async def read_body(request: Request, ticket: Ticket, limit_bytes: int, timeout_seconds: float) -> bytes:
-    """The whole body, at most `limit_bytes`, within `timeout_seconds`; `ticket` accounts for it as it arrives.
+async def read_body(request: Request, ticket: Ticket, limit_bytes: int) -> bytes:
+    """The whole body, at most `limit_bytes`; `ticket` accounts for it as it arrives.
 
-    Raises PayloadTooLarge (before reading where Content-Length says so), EmptyBody, BodyTimeout, Overloaded,
-    ClientDisconnected.
+    Raises PayloadTooLarge (before reading where Content-Length says so), EmptyBody, Overloaded, and what
+    `next_piece` raises.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit_bytes:
-        raise PayloadTooLarge(f"The body has {int(declared):,} bytes; the limit is {limit_bytes:,}.")
+    for declared in header_values(request.scope, b"content-length"):
+        if int(declared) > limit_bytes:  # a number, or the parser had refused it
+            raise PayloadTooLarge(f"The body has {int(declared):,} bytes; the limit is {limit_bytes:,}.")
     chunks: list[bytes] = []
     size = 0
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            more = True
-            while more:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnected("The client left while sending.")
-                chunk, more = message["body"], message["more_body"]
-                size += len(chunk)
-                if size > limit_bytes:
-                    raise PayloadTooLarge(f"The body has more than {limit_bytes:,} bytes.")
-                ticket.grow(len(chunk))
-                chunks.append(chunk)
-    except TimeoutError:
-        raise BodyTimeout(f"The body did not arrive within {timeout_seconds:g} s.") from None
+    more = True
+    while more:
+        chunk, more = await next_piece(request)
+        size += len(chunk)
+        if size > limit_bytes:
+            raise PayloadTooLarge(f"The body has more than {limit_bytes:,} bytes.")
+        ticket.grow(len(chunk))
+        chunks.append(chunk)
     if size == 0:
         raise EmptyBody("The body is empty; send an image.")
     ticket.body_received()

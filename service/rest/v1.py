@@ -23,7 +23,7 @@ from service.pipeline import Ticket
 from service.repository.manager import ModelStatus
 from service.repository.states import ModelState
 from service.rest import compression, json_tensors, tensor_body
-from service.rest.data_plane import DataRoute, note_result, unless_gone
+from service.rest.data_plane import DataRoute, JsonBytes, note_result, unless_gone
 from service.rest.json_tensors import base64_member, from_base64, members
 from service.rest.v2.datatypes import NAME_OF, array_of_elements
 from service.rest.v2.infer import ERRORS
@@ -102,7 +102,7 @@ class PredictRoute(DataRoute):
         result = await unless_gone(request, self._pipeline.infer(wanted, ticket))
         answer = render(result)
         note_result(request, result.version, result.timings, rows=result.rows)
-        return Response(answer, media_type="application/json")
+        return JsonBytes(answer)
 
 
 class PredictBody(NamedTuple):

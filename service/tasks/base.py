@@ -56,12 +56,13 @@ class Task(ABC):
         """The best of one row of scores, best first; ties go to the lower index. `threshold` is the caller's."""
 
     def _ranked(self, scores: Scores, top_k: int, threshold: float | None) -> tuple[Prediction, ...]:
-        labels = self.spec.labels
-        picked = [(index, float(scores[index])) for index in best(scores, top_k)]
+        labels, indices = self.spec.labels, best(scores, top_k)
         return tuple(
-            Prediction(labels[index], index, score)
-            for index, score in picked
-            if threshold is None or score >= threshold
+            [
+                Prediction(labels[index], index, score)
+                for index, score in zip(indices, scores[indices].tolist(), strict=True)
+                if threshold is None or score >= threshold
+            ]
         )
 
 

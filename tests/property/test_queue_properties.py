@@ -184,6 +184,10 @@ class BatcherAgainstItsPromises(RuleBasedStateMachine):
             assert len(waiting) < self.spec.max_batch_size or not waiting
 
     @invariant()
+    def nobody_waits_beyond_a_deadline(self) -> None:
+        assert all(entry.is_done for entry in self.entries if self.clock.now > entry.deadline_at)
+
+    @invariant()
     def the_observer_knows_the_queue(self) -> None:
         assert not self.log.queue_lengths or self.log.queue_lengths[-1] == self.batcher.waiting
 
@@ -215,9 +219,10 @@ class BatcherAgainstItsPromises(RuleBasedStateMachine):
             if error is None:
                 assert entry.future.result() == answer(entry.item)
                 assert entry.item in executed
+            elif isinstance(error, DeadlineExceeded):
+                assert self.clock.now >= entry.deadline_at
             else:
-                was_dropped = isinstance(error, DeadlineExceeded) or getattr(error, "reason", "") == "queue_wait"
-                assert (entry.item in executed) != was_dropped
+                assert (entry.item in executed) != (getattr(error, "reason", "") == "queue_wait")
         assert sum(size for size, _ in self.log.executions) == len(executed)
 
 

@@ -24,6 +24,8 @@ from tests.unit.batching.conftest import Bench
 
 MakeBench = Callable[..., Bench]
 
+DEADLINE = 1060.0  # of what a bench submits at its first moment
+
 
 async def occupied(bench: Bench) -> None:
     """Give the only instance something to do, so that what comes next waits."""
@@ -123,6 +125,44 @@ async def test_expired_entry_is_dropped_before_execution(bench: MakeBench, clock
     with pytest.raises(DeadlineExceeded):
         await expired.future
     assert not alive.is_done
+
+
+async def test_an_entry_fails_at_its_deadline_while_it_waits(bench: MakeBench, clock: FakeClock) -> None:
+    b = bench()
+    await occupied(b)
+    waiting, longer = b.batcher.submit("waiting", clock.now + 0.5), b.batcher.submit("longer", clock.now + 0.7)
+    clock.advance(0.499)
+    assert not waiting.is_done
+    clock.advance(0.001)
+    assert isinstance(waiting.future.exception(), DeadlineExceeded)
+    assert b.batcher.waiting == 1
+    clock.advance(0.2)
+    assert isinstance(longer.future.exception(), DeadlineExceeded)
+    assert b.batcher.waiting == 0
+
+
+async def test_an_entry_fails_at_its_deadline_while_it_runs_and_its_neighbour_is_answered(
+    bench: MakeBench, clock: FakeClock
+) -> None:
+    b = bench()
+    short, neighbour = b.batcher.submit("short", clock.now + 0.5), b.batcher.submit("neighbour", clock.now + 5.0)
+    await turns()
+    clock.advance(0.5)
+    assert isinstance(short.future.exception(), DeadlineExceeded)
+    b.execute.running[0].finish()
+    assert await neighbour.future == answer("neighbour")
+    await b.batcher.drain()
+
+
+async def test_one_timer_stands_at_the_earliest_deadline(bench: MakeBench, clock: FakeClock) -> None:
+    b = bench()
+    await occupied(b)
+    now = clock.now
+    for timeout in (3.0, 4.0, 2.0, 5.0):
+        b.batcher.submit("any", now + timeout)
+    assert clock.timers == [now + 2.0]
+    clock.advance(2.0)
+    assert clock.timers == [now + 3.0]
 
 
 async def test_an_entry_whose_deadline_is_a_moment_away_is_executed(bench: MakeBench, clock: FakeClock) -> None:
@@ -505,7 +545,7 @@ async def test_with_an_idle_instance_nothing_waits(bench: MakeBench, clock: Fake
         assert b.batches[-1] == [item]
         assert b.batcher.waiting == 0
         assert len(b.execute.running) == number
-    assert clock.timers == []
+    assert clock.timers == [DEADLINE]
     assert clock.now == 1000.0
 
 
@@ -555,7 +595,7 @@ async def test_a_batch_waits_for_company_as_long_as_the_delay_says(bench: MakeBe
     b.submit("b")
     await turns()
     assert b.batches == []
-    assert clock.timers == [pytest.approx(1000.010)]
+    assert clock.timers == [pytest.approx(1000.010), DEADLINE]
     clock.advance(0.0059)
     await turns()
     assert b.batches == []
@@ -570,7 +610,7 @@ async def test_a_full_batch_does_not_wait_for_the_delay(bench: MakeBench, clock:
     await turns()
     assert b.batches == [["a", "b"]]
     assert clock.now == 1000.0
-    assert clock.timers == []
+    assert clock.timers == [DEADLINE]
 
 
 async def test_the_delay_counts_from_the_oldest_entry_that_is_left(bench: MakeBench, clock: FakeClock) -> None:
