@@ -25,6 +25,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         flags = frozen_networks.facts(name)["flags"]
         assert cli.main(["import", str(source), "--name", name, "--model-repo", str(repository), *flags]) == 0
         source.unlink()
+        with (repository / name / "model.toml").open("a") as manifest:  # less to warm up; the answers are the same
+            manifest.write("[batching]\nmax_batch_size = 1\n")
     with serving(repository) as process:
         yield process
 

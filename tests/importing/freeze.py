@@ -10,9 +10,12 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -21,13 +24,18 @@ from tests.importing import keras_networks
 from tests.importing.keras_networks import NETWORKS, Network
 from tests.support import frozen_networks
 
+# Made smaller for the default suite: 86 and 33 million weights take seconds to draw, and these are the same layers.
+SMALLER = {
+    "binary_vit_b16": {"build": partial(networks.binary_vit_b16, blocks=1)},
+    "binary_clip_lstm": {"build": partial(networks.binary_clip_lstm, side=64), "size": (64, 64)},
+}
 _KEPT = 2048  # numbers; smaller initializers stay in the file as they are
 
 
 def main(wanted: Sequence[str]) -> None:
     frozen_networks.FOLDER.mkdir(parents=True, exist_ok=True)
     for name in wanted or NETWORKS:
-        freeze(name, NETWORKS[name])
+        freeze(name, replace(NETWORKS[name], **SMALLER.get(name, {})))
 
 
 def freeze(name: str, network: Network) -> None:

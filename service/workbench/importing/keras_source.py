@@ -47,16 +47,7 @@ def read(path: Path, scratch: Path, sides: Open) -> Source:
     _rest(without_augmentation)
     without_augmentation(np.zeros((2, *shape), np.float32))  # a loaded Sequential has no graph before its first call
     exported = scratch / "keras.onnx"
-    try:
-        with silence():
-            without_augmentation.export(
-                exported, format="onnx", verbose=False, input_signature=_signature(network, shape)
-            )
-    except Exception as error:
-        raise ConfigurationError(
-            f"{path.name}: Keras cannot export it to ONNX: {' '.join(str(error).split())[:300]}; if a layer is named, "
-            "replace it with standard ones, or export to ONNX where the model was trained"
-        ) from None
+    _export(without_augmentation, shape, exported, path.name)
 
     def answer(rows: Array) -> list[Array]:
         with silence():
@@ -133,9 +124,21 @@ def _input_shape(network: Any, sides: Open) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _signature(network: Any, shape: Sequence[int]) -> list[Any]:
-    """What to export for: any number of rows of `shape`."""
-    return [keras.InputSpec(shape=(None, *shape), dtype=network.inputs[0].dtype)]
+def _export(network: Any, shape: Sequence[int], target: Path, name: str) -> None:
+    """For any number of rows; where the exporter cannot (LayerNormalization, attention), for one, opened later on."""
+    reason: Exception | None = None
+    for rows in (None, 1):
+        signature = [keras.InputSpec(shape=(rows, *shape), dtype=network.inputs[0].dtype)]
+        try:
+            with silence():
+                network.export(target, format="onnx", verbose=False, input_signature=signature)
+            return
+        except Exception as error:
+            reason = error
+    raise ConfigurationError(
+        f"{name}: Keras cannot export it to ONNX: {' '.join(str(reason).split())[:300]}; if a layer is named, replace "
+        "it with standard ones, or export to ONNX where the model was trained"
+    )
 
 
 def _loss(path: Path) -> str | None:

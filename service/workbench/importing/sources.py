@@ -47,6 +47,7 @@ class Source:
     answer: Callable[[Array], list[Array]]
     geometry: Geometry
     loss: str | None = None
+    is_onnx: bool = False
     properties: dict[str, str] = field(default_factory=dict)
 
 
@@ -98,7 +99,7 @@ def _read_onnx(path: Path, scratch: Path, sides: Open) -> Source:
     is_keras = any(word in producer for word in ("tf2onnx", "keras", "tensorflow"))
     framework = f"ONNX, written by {model.producer_name or 'an unnamed exporter'} {model.producer_version}".rstrip()
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    return Source(framework, model, answer, KERAS_GEOMETRY if is_keras else TORCH_GEOMETRY, None, properties)
+    return Source(framework, model, answer, KERAS_GEOMETRY if is_keras else TORCH_GEOMETRY, None, True, properties)
 
 
 def _read_keras(path: Path, scratch: Path, sides: Open) -> Source:

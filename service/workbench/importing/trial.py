@@ -58,6 +58,10 @@ class Trial:
         self._labels = tuple(labels)
         self._place = [spec.name for spec in engine.outputs].index(output["tensor"])
 
+    @property
+    def was_changed(self) -> bool:
+        return bool(self._fitted.notes)
+
     def spec(self, table: Table) -> ModelSpec:
         """What the server would make of this [input]. Raises ModelLoadError."""
         manifest = Manifest.model_validate({"schema": 1, "input": table, "output": self._output})
