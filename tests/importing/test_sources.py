@@ -1,8 +1,10 @@
 """Models as strangers save them, through `fovea import`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import pytest
 import torch
@@ -119,6 +121,30 @@ def test_weights_alone_and_two_inputs_and_own_layers_are_refused(imported: Any, 
 
     own = imported(saved(head(Mine(), *POOLED), tmp_path / "own.keras"))[2]
     assert "layers of your own" in own and "model.export" in own
+
+
+def test_a_depthwise_layer_as_older_keras_wrote_it_is_loaded(imported: Any, tmp_path: Path) -> None:
+    """Teachable Machine's files have it, and labels with numbers."""
+    path = saved(head(layers.DepthwiseConv2D(3), *POOLED, layers.Dense(2, activation="softmax")), tmp_path / "m.h5")
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        place = next(each for each in config["config"]["layers"] if each["class_name"] == "DepthwiseConv2D")
+        place["config"]["groups"] = 1
+        file.attrs["model_config"] = json.dumps(config)
+    (tmp_path / "labels.txt").write_text("0 cat\n1 dog\n")
+    code, _, err, written = imported(path, "--preset", "keras_tf")
+    assert code == 0, err
+    assert written.input.preset == "keras_tf"
+
+
+def test_a_transformers_layers_are_imported_at_a_fixed_batch_and_opened(imported: Any, tmp_path: Path) -> None:
+    picture = keras.Input((16, 16, 3))
+    tokens = layers.Reshape((16, 8))(layers.Conv2D(8, 4, strides=4)(picture))
+    tokens = layers.Add()([tokens, layers.MultiHeadAttention(2, 4)(layers.LayerNormalization()(tokens), tokens)])
+    network = keras.Model(picture, layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling1D()(tokens)))
+    code, out, err, _ = imported(saved(network, tmp_path / "m.keras"), "--labels", "a,b,c", "--preset", "unit")
+    assert code == 0, err
+    assert "it is open now" in out
 
 
 # PyTorch

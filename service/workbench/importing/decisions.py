@@ -12,6 +12,7 @@ from typing import Any, Literal
 from service.engine.base import TensorSpec
 from service.errors import ConfigurationError
 from service.manifest import PRESETS
+from service.tasks import TASKS
 from service.workbench.importing import labels as label_files
 from service.workbench.importing.beside import Beside
 from service.workbench.importing.evidence import Head, Scaling
@@ -20,6 +21,7 @@ from service.workbench.importing.sources import Geometry
 Table = dict[str, Any]
 
 _CROPPED_FROM = 160  # pixels; smaller pictures (MNIST, CIFAR) come at the network's size, and nobody crops them
+_GEOMETRY = ("resize", "resize_to", "interpolation", "resampler", "antialias")
 _LINEAR = frozenset({"Add", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "Mul", "ReduceMean", "Sum"})
 _SIGMOIDS = frozenset({"HardSigmoid", "Sigmoid"})
 _ASK_SCALING = (
@@ -269,36 +271,31 @@ def _color(picture: Picture, flags: Flags, beside: Beside, scaling: Table | None
 
 def _geometry(picture: Picture, flags: Flags, beside: Beside, custom: Geometry, report: Report) -> Table:
     """How a picture is brought to the size: custom < files beside < flags, key by key."""
+    told = _told_geometry(picture, beside)
+    asked = {key: value for key in _GEOMETRY if (value := getattr(flags, key)) is not None}
+    if "resize_to" in asked:
+        told["resize"] = "shortest_side"
     keys, because = dict(custom.keys), custom.because
     if max(picture.size) < _CROPPED_FROM and keys["resize"] == "shortest_side":
         keys["resize"], because = "stretch", "pictures for so small a network come at its size, or are stretched to it"
-    told = {
-        key: value
-        for key, value in beside.input.items()
-        if key in ("resize", "resize_to", "interpolation", "resampler")
-    }
-    if told.get("resampler") == "pil":
-        keys.pop("antialias", None)
-    if "resize_to" in told and max(beside.input["size"]) != max(picture.size):
-        told["resize_to"] = round(told["resize_to"] * max(picture.size) / max(beside.input["size"]))
-    asked = {
-        key: value
-        for key in ("resize", "resize_to", "interpolation", "resampler", "antialias")
-        if (value := getattr(flags, key)) is not None
-    }
-    if asked.get("resampler", "tf") != "tf":
-        keys.pop("antialias", None)
-    if "resize_to" in asked:
-        told["resize"] = "shortest_side"
+    if (told | asked).get("resampler", "tf") != "tf":
+        keys.pop("antialias", None)  # others have their own custom, which the manifest knows
     keys |= told | asked
     if keys["resize"] != "shortest_side":
         keys.pop("resize_to", None)
-    origin = ", ".join(f"--{key.replace('_', '-')}" for key in asked) or (
-        beside.source["resize"] if "resize" in told else ""
-    )
-    guessed = not ({"resize", "resampler"} <= {*told, *asked})
-    report.found("resize", _shown(keys), origin or because, "--resize, --interpolation, --resampler" if guessed else "")
+    flagged = ", ".join(f"--{key.replace('_', '-')}" for key in asked)
+    origin = flagged or (beside.source["resize"] if "resize" in told else because)
+    is_guessed = not ({"resize", "resampler"} <= {*told, *asked})
+    report.found("resize", _shown(keys), origin, "--resize, --interpolation, --resampler" if is_guessed else "")
     return keys
+
+
+def _told_geometry(picture: Picture, beside: Beside) -> Table:
+    """What files beside the model say; a crop in proportion where they are for another size than the graph's."""
+    told = {key: beside.input[key] for key in _GEOMETRY if key in beside.input}
+    if "resize_to" in told:
+        told["resize_to"] = round(told["resize_to"] * max(picture.size) / max(beside.input["size"]))
+    return told
 
 
 def _shown(keys: Table) -> str:
@@ -318,14 +315,11 @@ def output_table(
     if decided is None and flags.task is None and flags.activation is None:
         report.questions.append(_ask_head(head))
         return table | {"task": "multiclass", "activation": "none"}
-    task, activation, origin, flag = decided or ("binary" if head.units == 1 else "multiclass", "none", "", "")
-    if decided is None and flags.activation is None:
-        activation = "sigmoid" if flags.task in ("binary", "multilabel") else "softmax"
+    task, activation, origin, flag = decided or ("binary" if head.units == 1 else "multiclass", "", "", "")
     if flags.task is not None:
         task = flags.task
-        if decided is not None and activation != "none":
-            activation = "softmax" if task == "multiclass" else "sigmoid"
-    activation = flags.activation or activation
+        activation = "none" if activation == "none" else ""
+    activation = flags.activation or activation or TASKS[task].default_activation
     said = ", ".join(f"--{name} {value}" for name in ("task", "activation") if (value := getattr(flags, name)))
     report.found(
         "head", f"{task}, {_count(head.units)}, the server applies {activation}", said or origin, "" if said else flag
