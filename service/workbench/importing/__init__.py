@@ -39,5 +39,7 @@ def run(given: Mapping[str, Any], repository: Path) -> int:
         if len(size) > 2 or min(size) < 1:
             raise ConfigurationError("--size: one side for both, or height and width, in pixels")
         said["size"] = (size[0], size[-1])
+    if given["version"] < 1:
+        raise ConfigurationError(f"--version {given['version']}: versions are numbered from 1")
     order = Order(given["source"], given["name"], given["version"], tuple(given["images"]), Flags(**said))
     return import_model(order, repository)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import ValidationError
 
 from service import manifest as manifests
 from service.errors import ConfigurationError, FoveaError
@@ -63,8 +64,11 @@ class Trial:
         return bool(self._fitted.notes)
 
     def spec(self, table: Table) -> ModelSpec:
-        """What the server would make of this [input]. Raises ModelLoadError."""
-        manifest = Manifest.model_validate({"schema": 1, "input": table, "output": self._output})
+        """What the server would make of this [input]. Raises ConfigurationError."""
+        try:
+            manifest = Manifest.model_validate({"schema": 1, "input": table, "output": self._output})
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(problem["msg"] for problem in error.errors())) from None
         return manifests.resolve(manifest, self._labels, self._engine.inputs, self._engine.outputs, "cpu")
 
     def tensors(self, table: Table, images: Sequence[bytes]) -> Array:
