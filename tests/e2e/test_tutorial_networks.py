@@ -1,5 +1,6 @@
 """The networks of the tutorials, frozen: imported, served by the real server, and held to Keras' own scores."""
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,17 @@ def test_a_clip_is_served_from_an_animation_and_from_its_frames(client: httpx2.C
     assert scores(frames) == wanted
     assert frames.json()["results"][0]["name"] == "0.png"
     assert frames.json()["results"][0]["image"] == {"format": "png", "width": 96, "height": 96}
+
+
+def test_a_clip_goes_through_the_tensor_protocols_too(server: ServerProcess) -> None:
+    """An instance is an encoded image there, so a clip is an animation."""
+    clip = base64.b64encode(clips.animation((PHOTOGRAPHS / "coffee.png").read_bytes())).decode()
+    answer = httpx2.post(
+        f"{server.url}/v1/models/binary_clip_lstm:predict", json={"instances": [{"b64": clip}, {"b64": clip}]}
+    )
+    assert answer.status_code == 200, answer.text
+    (wanted,) = frozen_networks.facts("binary_clip_lstm")["scores"]["coffee.png"]
+    assert answer.json()["predictions"] == [[pytest.approx(wanted, abs=TOLERANCE)]] * 2
 
 
 def test_no_weights_are_kept_in_the_checkout() -> None:

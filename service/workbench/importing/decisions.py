@@ -285,8 +285,10 @@ def _geometry(picture: Picture, flags: Flags, beside: Beside, custom: Geometry, 
         keys.pop("resize_to", None)
     flagged = ", ".join(f"--{key.replace('_', '-')}" for key in asked)
     origin = flagged or (beside.source["resize"] if "resize" in told else because)
-    is_guessed = not ({"resize", "resampler"} <= {*told, *asked})
-    report.found("resize", _shown(keys), origin, "--resize, --interpolation, --resampler" if is_guessed else "")
+    unsaid = [f"--{key}" for key in ("resize", "interpolation", "resampler") if key not in told | asked]
+    report.found(
+        "resize", _shown(keys), f"{origin}, {because}" if unsaid and origin != because else origin, ", ".join(unsaid)
+    )
     return keys
 
 
