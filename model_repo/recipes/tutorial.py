@@ -27,15 +27,23 @@ PATIENCE = 3  # epochs without a better validation accuracy before training ends
 PACKAGED = {"mnist": idx_datasets.mnist, "fashion": idx_datasets.fashion_mnist}
 MODEL_REPOSITORY = Path(__file__).resolve().parent.parent
 
+Part = tuple[Any, NDArray[np.int64]]  # pictures, as paths or as an array, and their classes
+
 
 class Batches(keras.utils.PyDataset):
-    """Pictures of files (or of an array) in batches, augmented where asked for; read when they are needed."""
+    """Pictures of files (or of an array) in batches, read when they are needed.
 
-    def __init__(self, network: Network, pictures: Any, classes: NDArray[np.int64], one_hot: int, augment: Any) -> None:
+    Those to train on come in another order each epoch, and augmented where the tutorial does that.
+    """
+
+    def __init__(self, network: Network, part: Part, one_hot: int, *, train: bool) -> None:
         super().__init__(workers=2)
-        self.network, self.pictures, self.classes = network, pictures, classes
-        self.one_hot, self.augment = one_hot, augment
-        self.order = np.arange(len(classes))
+        self.network, self.one_hot = network, one_hot
+        self.pictures, self.classes = part
+        self.order = np.arange(len(self.classes))
+        self.random = np.random.default_rng(SEED) if train else None
+        self.augment = augmentation() if train and network.augment else None
+        self.on_epoch_end()
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.network.batch_size)
@@ -54,8 +62,8 @@ class Batches(keras.utils.PyDataset):
         return pixels(self.network, picture) if isinstance(picture, Path) else picture[..., None].astype(np.float32)
 
     def on_epoch_end(self) -> None:
-        if self.augment is not None:
-            np.random.default_rng().shuffle(self.order)
+        if self.random is not None:
+            self.random.shuffle(self.order)
 
 
 def augmentation() -> Any:
@@ -96,9 +104,6 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-Part = tuple[Any, NDArray[np.int64]]
-
-
 def read(network: Network, arguments: argparse.Namespace) -> tuple[Sequence[str], list[Part]]:
     """Labels, and training, validation and test data."""
     name = arguments.data or ("mnist" if network.color == "gray" else None)
@@ -118,7 +123,7 @@ def read(network: Network, arguments: argparse.Namespace) -> tuple[Sequence[str]
 
 def batches(built: Any, network: Network, part: Part, *, train: bool) -> Batches:
     one_hot = built.output_shape[-1] if built.loss == "categorical_crossentropy" else 0
-    return Batches(network, *part, one_hot, augmentation() if train and network.augment else None)
+    return Batches(network, part, one_hot, train=train)
 
 
 def fit(built: Any, train: Batches, validation: Batches, epochs: int) -> dict[str, list[float]]:

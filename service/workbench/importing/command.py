@@ -11,7 +11,6 @@ from typing import Any
 from service import __version__
 from service import manifest as manifests
 from service.errors import ConfigurationError, ModelLoadError
-from service.manifest import ModelSpec
 from service.model import MODEL_FILE
 from service.workbench.classify import expand
 from service.workbench.importing import beside, decisions, evidence, graph, sources, trial, writing
@@ -49,6 +48,18 @@ class Understood:
     scales_itself: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An import that may be written: how it was understood, and what the checks of it found."""
+
+    source: Source
+    understood: Understood
+    report: Report
+    parities: Sequence[tuple[str, Parity]]
+    tried: Trial
+    files: Sequence[Path]
+
+
 def import_model(order: Order, repository: Path) -> int:
     """Import, print what was found out, and return 0. Raises ConfigurationError with what to say or to change."""
     if not _NAME.fullmatch(order.name):
@@ -73,7 +84,7 @@ def import_model(order: Order, repository: Path) -> int:
                 "not imported yet:\n" + "\n".join(f"  - {question}" for question in report.questions)
             )
         parities = _parities(tried, source, understood.input, files)
-        _write(order, folder, source, understood, report, parities, tried, files)
+        _write(order, folder, Checked(source, understood, report, parities, tried, files))
     _print_next(order, folder)
     return 0
 
@@ -115,47 +126,54 @@ def _parities(tried: Trial, source: Source, table: Table, files: Sequence[Path])
     return found
 
 
-def _write(
-    order: Order,
-    folder: Path,
-    source: Source,
-    understood: Understood,
-    report: Report,
-    parities: Sequence[tuple[str, Parity]],
-    tried: Trial,
-    files: Sequence[Path],
-) -> None:
+def _write(order: Order, folder: Path, checked: Checked) -> None:
+    """The whole model beside its place, then renamed into it."""
+    understood = checked.understood
     assert understood.labels is not None
     origin = {
         "imported_from": order.source.name,
-        "framework": source.framework,
+        "framework": checked.source.framework,
         "source_sha256": sources.checksum(order.source),
     }
+    title = f"{order.name}: imported from {order.source.name} by fovea {__version__}"
     with writing.draft_folder(folder.parent) as draft_name:
         draft = Path(draft_name) / order.name
-        (draft / str(order.version)).mkdir(parents=True)
-        shutil.copyfile(understood.fitted.file, draft / str(order.version) / MODEL_FILE)
-        title = f"{order.name}: imported from {order.source.name} by fovea {__version__}"
-        text = writing.manifest_text(title, understood.input, understood.output, origin)
-        (draft / "model.toml").write_text(text, encoding="utf-8")
-        (draft / "labels.txt").write_text("".join(f"{label}\n" for label in understood.labels), encoding="utf-8")
-        made_from = [(key.replace("_", " "), f"`{value}`") for key, value in origin.items()]
-        made_from += [(f"parity on {parity.rows} {what}", f"{parity.difference:.1e}") for what, parity in parities]
-        rows = [
-            (each.what, each.value, f"a guess: {each.origin} ({each.flag})" if each.is_guess else each.origin)
-            for each in report.findings
-        ]
-        _write_golden(draft / str(order.version), tried, understood, files)
-        (draft / "README.md").write_text(writing.card_text(order.name, made_from, rows), encoding="utf-8")
+        version = draft / str(order.version)
+        version.mkdir(parents=True)
+        shutil.copyfile(understood.fitted.file, version / MODEL_FILE)
+        texts = {
+            manifests.MANIFEST_NAME: writing.manifest_text(title, understood.input, understood.output, origin),
+            "labels.txt": "".join(f"{label}\n" for label in understood.labels),
+            "README.md": writing.card_text(order.name, _figures(origin, checked), _rows(checked.report)),
+        }
+        for name, text in texts.items():
+            (draft / name).write_text(text, encoding="utf-8")
+        _write_golden(version, checked)
         if folder.exists():
-            _require_same_beside(folder, draft, order.version, tried.spec(understood.input), understood)
+            _require_same_beside(folder, draft, order.version, checked)
         writing.publish(draft, folder, order.version)
 
 
-def _write_golden(folder: Path, tried: Trial, understood: Understood, files: Sequence[Path]) -> None:
+def _figures(origin: dict[str, str], checked: Checked) -> list[tuple[str, str]]:
+    made_from = [(key.replace("_", " "), f"`{value}`") for key, value in origin.items()]
+    return made_from + [(f"parity on {each.rows} {what}", f"{each.difference:.1e}") for what, each in checked.parities]
+
+
+def _rows(report: Report) -> list[tuple[str, str, str]]:
+    return [
+        (each.what, each.value, f"a guess: {each.origin} ({each.flag})" if each.is_guess else each.origin)
+        for each in report.findings
+    ]
+
+
+def _write_golden(folder: Path, checked: Checked) -> None:
     """Pictures with what the version answers to them now: the first of those tried, else made ones."""
-    known = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")][:_GOLDEN_PICTURES]
-    pictures = [(f"golden-{n}{file.suffix.lower()}", file.read_bytes()) for n, file in enumerate(known, start=1)]
+    understood, tried = checked.understood, checked.tried
+    known = [file for file in checked.files if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
+    pictures = [
+        (f"golden-{n}{file.suffix.lower()}", file.read_bytes())
+        for n, file in enumerate(known[:_GOLDEN_PICTURES], start=1)
+    ]
     pictures = pictures or [(f"golden-{n}.png", trial.made_picture(n)) for n in range(1, 1 + _GOLDEN_PICTURES)]
     cases = []
     for name, data in pictures:
@@ -165,7 +183,7 @@ def _write_golden(folder: Path, tried: Trial, understood: Understood, files: Seq
     (folder / "golden.json").write_text(writing.golden_text(cases, understood.labels or ()), encoding="utf-8")
 
 
-def _require_same_beside(folder: Path, draft: Path, version: int, spec: ModelSpec, understood: Understood) -> None:
+def _require_same_beside(folder: Path, draft: Path, version: int, checked: Checked) -> None:
     """A version's manifest is laid over the model's: what comes out must be what was decided here."""
     with tempfile.TemporaryDirectory() as name:
         merged = Path(name) / folder.name
@@ -174,12 +192,11 @@ def _require_same_beside(folder: Path, draft: Path, version: int, spec: ModelSpe
             if (folder / file).is_file():
                 shutil.copyfile(folder / file, merged / file)
             shutil.copyfile(draft / file, merged / str(version) / file)
+        fitted, spec = checked.understood.fitted, checked.tried.spec(checked.understood.input)
         try:
             manifest = manifests.read(merged, version)
             labels = manifests.read_labels(merged, version, manifest)
-            both = manifests.resolve(
-                manifest, labels, [understood.fitted.input], understood.fitted.engine.outputs, "cpu"
-            )
+            both = manifests.resolve(manifest, labels, fitted.engine.inputs, fitted.engine.outputs, "cpu")
         except ModelLoadError as error:
             raise ConfigurationError(
                 f"{folder.name} has a manifest that this version does not go with ({error}): give another --name"
