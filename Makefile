@@ -19,6 +19,7 @@ SERVE := .venv/.installed-$(EXTRA)
 DEV := .venv-dev/.installed
 LOAD := .venv-load/.installed
 REAL := .venv-real/.installed
+PAGE := .venv-page/.installed
 CHECKOV := .venv-checkov/.installed
 IMPORT := .venv-import/.installed
 BIN := .venv-dev/bin
@@ -85,6 +86,10 @@ test-real: $(DEV) $(REAL) $(LOAD) $(CHECKOV)  ## The real thing: image, replicas
 	tests/real/install.sh
 	PATH="$$PATH:$(CURDIR)/.venv-checkov/bin" .venv-real/bin/python -m pytest -p no:randomly --timeout 900 tests/real $(ARGS)
 
+test-page: $(PAGE)  ## The page at / in Debian's Chromium, its pictures in build/page (installs Debian packages: root once)
+	tests/support/debian-packages.sh tests/page/debian-packages.txt
+	.venv-page/bin/python -m pytest tests/page $(ARGS)
+
 sbom: $(SERVE) $(REAL)  ## CycloneDX bill of materials of the serving environment: build/sbom.cdx.json
 	mkdir -p build
 	.venv-real/bin/cyclonedx-py environment --pyproject pyproject.toml --validate --output-reproducible --of JSON \
@@ -105,12 +110,13 @@ lock: $(DEV)  ## Resolve the dependencies again into requirements/*.txt
 	awk '/^[^ ]/ {torch = /^(cuda|nvidia|torch|triton)/} {print > ("requirements/" (torch ? "torch" : "import") ".txt")}' build/import.txt
 	echo 'checkov>=3.2' | $(BIN)/uv pip compile - --generate-hashes --no-header --quiet $(UPGRADE) -o requirements/checkov.txt
 	$(COMPILE) tests/real/requirements.in --extra cpu --extra opencv --extra tracing --group dev -o requirements/real.txt
+	$(COMPILE) tests/page/requirements.in --extra cpu --group dev -o requirements/page.txt
 
 shape: $(DEV)  ## The longest functions and the largest files: to look at
 	$(BIN)/python tests/support/shape.py
 
 clean:  ## Remove the virtual environments and what tools left behind
-	rm -rf .venv .venv-dev .venv-checkov .venv-load .venv-real .venv-import .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-dev .venv-checkov .venv-load .venv-page .venv-real .venv-import .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
 .venv/.installed-%: requirements/%.txt requirements/opencv.txt pyproject.toml
 	$(call install,.venv,$(filter %.txt,$^))
@@ -126,6 +132,10 @@ $(LOAD): requirements/load.txt pyproject.toml
 
 $(REAL): requirements/real.txt pyproject.toml
 	$(call install,.venv-real,$<)
+	@touch $@
+
+$(PAGE): requirements/page.txt pyproject.toml
+	$(call install,.venv-page,$<)
 	@touch $@
 
 # Of its own, as it wants older versions of what pytest needs newer.
@@ -144,4 +154,4 @@ $(IMPORT): requirements/import.txt requirements/torch-cpu.txt requirements/torch
 	.venv-import/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: help serve test check format bench tensors load slo accuracy image test-real sbom dashboard import recipe test-import lock shape clean
+.PHONY: help serve test check format bench tensors load slo accuracy image test-real test-page sbom dashboard import recipe test-import lock shape clean

@@ -122,6 +122,13 @@ class ModelNotFound(FoveaError):
     outcome = Outcome.CLIENT_ERROR
 
 
+class NoModelCard(FoveaError):
+    """The model is there, and no card to read."""
+
+    code = "no_model_card"
+    outcome = Outcome.CLIENT_ERROR
+
+
 class NoImageSignature(FoveaError):
     """The model has no preprocessing in its manifest: it takes tensors, not images."""
 

@@ -46,6 +46,7 @@ def read_jpeg(data: bytes) -> ImageHeader:
     """Walk the marker segments up to the first scan."""
     size: tuple[int, int, int, int] | None = None
     orientation = 1
+    is_sequential = is_one_scan = False  # all components in one scan: a decoder stops after it, whatever follows
     position = 2
     for _ in range(_MAX_SEGMENTS):
         position = data.find(b"\xff", position)
@@ -55,6 +56,8 @@ def read_jpeg(data: bytes) -> ImageHeader:
         if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # fill, stuffing, or no length
             position += 1 if marker == 0xFF else 2
             continue
+        if marker == 0xDA and size is not None:
+            is_one_scan = is_sequential and data[position + 4 : position + 5] == bytes([size[2]])
         if marker in (0xDA, 0xD9):
             break
         length = int.from_bytes(data[position + 2 : position + 4])
@@ -66,12 +69,13 @@ def read_jpeg(data: bytes) -> ImageHeader:
                 break
             precision, height, width, components = struct.unpack_from(">BHHB", data, body)
             size = (width, height, components, precision)
+            is_sequential = marker in (0xC0, 0xC1)
         elif marker == 0xE1 and data[body : body + 6] == b"Exif\0\0":
             orientation = exif_orientation(data[body + 6 : position + 2 + length])
         position += 2 + length
     if size is None:
         raise InvalidImage("The JPEG has no frame header: it is truncated or damaged.")
-    if _has_too_many_scans(data):
+    if not is_one_scan and _has_too_many_scans(data):
         raise InvalidImage(f"The JPEG has more than {_MAX_SCANS} scans.")
     width, height, components, precision = size
     is_plain = precision == 8 and components in (1, 3)

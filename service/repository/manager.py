@@ -32,6 +32,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from service.errors import ConfigurationError, LoadRefused, ModelNotFound, ModelNotReady
@@ -109,12 +110,13 @@ class VersionStatus(Generic[ModelT]):
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus(Generic[ModelT]):
-    """One line of the index. `default` is the version that answers requests without one."""
+    """One line of the index. `default` is the version that answers requests without one; `card` a file to read."""
 
     name: str
     problem: str | None
     default: int | None
     versions: tuple[VersionStatus[ModelT], ...]
+    card: Path | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -411,7 +413,7 @@ class ModelRepository(Generic[ModelT]):
             VersionStatus(version, record.state, record.reason, record.loaded)
             for version, record in sorted(model.records.items())
         )
-        return ModelStatus(name, model.problem, model.default, versions)
+        return ModelStatus(name, model.problem, model.default, versions, model.found.card)
 
 
 async def watch(

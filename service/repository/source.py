@@ -11,6 +11,7 @@ from pathlib import Path
 from service.errors import ConfigurationError
 
 MANIFEST_NAME = "model.toml"
+CARD_NAME = "README.md"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")
 _RESERVED = frozenset({"stats"})  # /v2/models/stats is a route
@@ -20,12 +21,16 @@ Fingerprint = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A model folder. `versions` maps a number to what its files looked like; `problem` is why it cannot be used."""
+    """A model folder. `versions` maps a number to what its files looked like; `problem` is why it cannot be used.
+
+    `card` is its README, where there is one.
+    """
 
     name: str
     folder: Path
     versions: dict[int, Fingerprint]
     problem: str | None = None
+    card: Path | None = None
 
 
 class FolderSource:
@@ -56,9 +61,10 @@ def _look(folder: Path) -> FoundModel | None:
         }
         if not versions and not (folder / MANIFEST_NAME).is_file():
             return None
+        card = folder / CARD_NAME if (folder / CARD_NAME).is_file() else None
     except OSError as error:
         return FoundModel(name, folder, {}, f"the folder cannot be read: {error.strerror or error}")
-    return FoundModel(name, folder, versions, _problem(name, versions))
+    return FoundModel(name, folder, versions, _problem(name, versions), card)
 
 
 def _problem(name: str, versions: dict[int, Fingerprint]) -> str | None:

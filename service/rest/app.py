@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from service.rest import classify, errors, native, probes, v1
+from service.rest import classify, errors, native, page, probes, v1
 from service.rest.classify import ClassifyRoute
 from service.rest.credentials import CredentialLayer, Credentials
 from service.rest.middleware import RequestLayer
@@ -35,9 +35,11 @@ def create_api(server: InferenceServer) -> FastAPI:
     )
     errors.install(app)
     app.include_router(probes.build_router(server))
+    app.include_router(page.build_router(server))
     app.include_router(native.build_router(server))
     for protocol in (listings, repository, v1):
         app.include_router(protocol.build_router(server))
+    app.mount("/static", page.PageFiles(), name="static")
     probes.add_docs(app)
     _document_data_plane(app)
     return app
@@ -50,7 +52,7 @@ def create_app(server: InferenceServer, tracing: "Tracing | None" = None) -> ASG
     """
     settings = server.settings
     credentials = Credentials(settings, server.metrics)
-    app: ASGIApp = create_api(server)
+    app: ASGIApp = page.FinalSlash(create_api(server))
     if not credentials.are_wanted_for_inference:
         app = CredentialLayer(app, credentials)
     app = ClassifyRoute(InferRoute(PredictRoute(app, server), server), server)

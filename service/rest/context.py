@@ -42,7 +42,7 @@ class RequestContext:
 def published(scope: Scope, root_path: str) -> Scope:
     """`scope` as ASGI has it under a prefix: `path` begins with it, whether the proxy took it off or passed it on."""
     path: str = scope["path"]
-    if not path.startswith(f"{root_path}/"):
+    if path != root_path and not path.startswith(f"{root_path}/"):
         path = root_path + path
     return {**scope, "root_path": root_path, "path": path}
 

@@ -31,6 +31,7 @@ _WEAK_CHARACTERS = 16  # fewer cannot hold 128 bits of chance
 # Probes, metrics, page and docs: open to everyone, always
 PUBLIC = frozenset(
     {
+        "",  # a prefix without its final slash, which sends on to the page
         "/",
         "/livez",
         "/readyz",

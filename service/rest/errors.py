@@ -32,6 +32,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "malformed_request": (400, "The request cannot be parsed"),
     "empty_body": (400, "The body is empty"),
     "model_not_found": (404, "No such model"),
+    "no_model_card": (404, "The model has no card"),
     "no_image_signature": (409, "The model takes no images"),
     "body_timeout": (408, "The body came too slowly"),
     "payload_too_large": (413, "Too many bytes"),

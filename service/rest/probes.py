@@ -1,19 +1,17 @@
-"""Probes, metrics, the offline API docs, and the front page. Always open, never counted as traffic."""
+"""Probes, metrics and the offline API docs. Always open, never counted as traffic."""
 
 from importlib.resources import files
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from service.health import ServerState
 from service.metrics import CONTENT_TYPE
 from service.rest.schemas import AliveOut, ReadyOut
 from service.server import InferenceServer
-
-_STATIC = Path(__file__).parent / "static"
 
 
 def build_router(server: InferenceServer) -> APIRouter:
@@ -45,14 +43,6 @@ def build_router(server: InferenceServer) -> APIRouter:
         """Prometheus text format."""
         return Response(server.metrics.render(), media_type=CONTENT_TYPE)
 
-    @router.get("/", include_in_schema=False)
-    async def root(request: Request) -> Response:
-        """The page where `Accept` prefers HTML, else a sign of life."""
-        if _prefers_html(request.headers.get("accept", "")):
-            page_headers = {"content-security-policy": "default-src 'self'", "vary": "Accept"}
-            return FileResponse(_STATIC / "index.html", headers=page_headers)
-        return JSONResponse({"status": "alive", "name": "fovea", "version": server.version}, headers={"vary": "Accept"})
-
     return router
 
 
@@ -60,7 +50,6 @@ def add_docs(app: FastAPI) -> None:
     """`/docs` from files of our own dependencies: nothing is fetched from the internet."""
     assets = Path(str(files("fastapi_offline"))) / "static"
     app.mount("/docs-assets", StaticFiles(directory=assets), name="docs-assets")
-    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
@@ -72,21 +61,3 @@ def add_docs(app: FastAPI) -> None:
             swagger_css_url=f"{root}/docs-assets/swagger-ui.css",
             swagger_favicon_url=f"{root}/static/favicon.svg",
         )
-
-
-def _prefers_html(accept: str) -> bool:
-    """Whether text/html stands before (or above, by q) application/json in an Accept header."""
-    weights = {"text/html": 0.0, "application/json": 0.0}
-    for entry in accept.split(","):
-        media_type, *parameters = (part.strip() for part in entry.split(";"))
-        quality = 1.0
-        for parameter in parameters:
-            name, _, value = parameter.partition("=")
-            if name.strip() == "q":
-                try:
-                    quality = float(value)
-                except ValueError:
-                    quality = 0.0
-        if media_type in weights:
-            weights[media_type] = max(weights[media_type], quality)
-    return weights["text/html"] > weights["application/json"]

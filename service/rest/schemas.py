@@ -185,6 +185,7 @@ class ModelOut(_Schema):
     reason: str | None = Field(None, description="Why it is not ready.")
     default_version: str | None = None
     versions: list[VersionOut]
+    card: bool = Field(description="Whether it has a card to read.")
     task: str | None = None
     num_labels: int | None = None
     labels: list[str] | None = Field(None, description="All of them with `?labels=true`.")
@@ -245,6 +246,7 @@ def model_answer(status: ModelStatus[LoadedModel], *, labels: bool) -> dict[str,
         "ready": status.is_ready,
         "default_version": None if status.default is None else str(status.default),
         "versions": [_version(version) for version in status.versions],
+        "card": status.card is not None,
     }
     if not status.is_ready:
         answer["reason"] = status.reason

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from urllib.parse import urljoin
 
 import httpx2
 import pytest
@@ -48,6 +49,21 @@ def test_every_address_on_the_docs_page_has_the_prefix(client: httpx2.Client) ->
     for address in named:
         assert address.startswith("/vision/")
         assert client.get(str(httpx2.URL(client.base_url).join(address))).status_code == 200
+
+
+def test_the_prefix_without_its_final_slash_leads_to_the_page(server: ServerProcess) -> None:
+    answer = httpx2.get(f"{server.url}/vision", headers={"accept": "text/html"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "/vision/")
+
+
+def test_every_address_on_the_page_is_below_the_prefix(server: ServerProcess, client: httpx2.Client) -> None:
+    page = client.get("/", headers={"accept": "text/html"})
+    (base,) = re.findall(r'<base href="([^"]+)">', page.text)
+    assert base == "/vision/"
+    addresses = re.findall(r"""(?:href|src)="([^"#:]+)\"""", page.text)
+    assert len(addresses) > 5
+    for address in addresses:
+        assert httpx2.get(urljoin(f"{server.url}{base}", address)).status_code == 200, address
 
 
 def test_an_unknown_path_is_a_404(client: httpx2.Client) -> None:

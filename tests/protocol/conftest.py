@@ -22,8 +22,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     colors      versions 1 and 2 in service, 3 not named by the policy; labels differ between 1 and 2
     tensors     no manifest: takes tensors only
-    broken      an unknown key in model.toml
-    damaged     a model.onnx that is no ONNX
+    broken      an unknown key in model.toml; a card that is not all UTF-8
+    damaged     a model.onnx that is no ONNX; a card of more than a MiB
     slow        one image at a time, more than 100 ms each
     crowded     as slow, with room for two in its queue
     """
@@ -40,7 +40,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bodies.write_model(root / "tensors", colors)
     bodies.write_model(root / "broken", colors, manifest=manifest + 'sise = "large"\n', labels=bodies.COLORS)
     bodies.write_model(root / "damaged", colors, manifest=manifest, labels=bodies.COLORS)
+    (root / "broken" / "README.md").write_bytes(b"# broken\n\nWhat became of it: caf\xe9.\n")
     (root / "damaged" / "1" / "model.onnx").write_bytes(b"this is no graph" * 100)
+    (root / "damaged" / "README.md").write_bytes(b"x" * (1024 * 1024 + 1))
     slow = bodies.slow_model()
     bodies.write_model(root / "slow", slow, manifest=manifest + _ONE_AT_A_TIME.format(more=""), labels=bodies.COLORS)
     crowded = manifest + _ONE_AT_A_TIME.format(more="max_queue_size = 2\n")

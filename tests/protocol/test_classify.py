@@ -256,7 +256,7 @@ class TestModels:
             "gray",
             "nhwc",
         )
-        assert model["batching"]["max_batch_size"] == 8
+        assert model["batching"]["max_batch_size"] == 32
         version = model["versions"][0]
         assert version["provider"] == "cpu"
         assert len(version["sha256"]) == 64

@@ -9,29 +9,13 @@ BASE=${BASE:-python:3.11-slim-bookworm}   # as in the Dockerfile
 say() { echo "install: $*" >&2; }
 
 if [ "$(id -u)" != 0 ]; then say "needs root (packages, containers)"; exit 1; fi
-export PATH="$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
+export PATH="$PATH:/usr/sbin:/sbin"
 work=$(mktemp -d)
-policy=
-trap 'rm -rf "$work" $policy' EXIT
+trap 'rm -rf "$work"' EXIT
 
 # --- Debian packages ---------------------------------------------------------------------------------------------------
 
-missing=
-for package in $(sed 's/#.*//' debian-packages.txt); do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing="$missing $package"
-done
-if [ -n "$missing" ]; then
-    say "packages:$missing"
-    if [ ! -e /usr/sbin/policy-rc.d ]; then   # packages must not start their own nginx and prometheus
-        policy=/usr/sbin/policy-rc.d
-        printf '#!/bin/sh\nexit 101\n' > $policy
-        chmod 755 $policy
-    fi
-    apt-get -qq update
-    # shellcheck disable=SC2086  # a list of names
-    apt-get -qq install -y --no-install-recommends -o Dpkg::Use-Pty=0 $missing > "$work/apt.log" 2>&1 \
-        || { cat "$work/apt.log" >&2; exit 1; }
-fi
+../support/debian-packages.sh debian-packages.txt
 
 # --- Container settings, where the machine has none --------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from service.errors import InvalidImage
+from service.imaging.decode import decode
 from service.imaging.headers import ImageHeader, exif_orientation, read_jpeg, read_png, read_webp
 from tests.support import images
 
@@ -140,6 +141,16 @@ def test_bytes_that_only_look_like_scans_do_not_count(progressive: bool) -> None
     scans = images.segment(0xDA, bytes(10)) * 3000
     assert read_jpeg(data + scans).width == 21
     assert read_jpeg(images.with_segment(data, 0xFE, scans)).width == 21
+
+
+def test_scans_behind_the_only_one_of_a_sequential_jpeg_are_left_to_the_decoder() -> None:
+    """It stops after a scan that holds all components; counting the others took longer than all else here."""
+    data = images.encoded(PICTURE, "JPEG")
+    scans = (images.segment(0xDA, bytes([1, 1, 0, 0, 63, 0])) + b"\0") * 3000
+    more = data[:-2] + scans + data[-2:]
+    assert read_jpeg(more) == read_jpeg(data)
+    with pytest.raises(InvalidImage):
+        decode(more, read_jpeg(more), gray=False, halvings=0, fast=False, background=(0, 0, 0))
 
 
 def test_a_jpeg_of_endless_segments_is_given_up() -> None:

@@ -147,3 +147,15 @@ def test_links_that_lead_nowhere_hurt_nobody(tmp_path: Path) -> None:
     found = FolderSource(tmp_path).scan()
     assert list(found) == ["model"]
     assert list(found["model"].versions) == [1]
+
+
+def test_a_card_is_found_where_there_is_one(tmp_path: Path) -> None:
+    (make(tmp_path, "cats", "1") / "README.md").write_text("# cats\n")
+    make(tmp_path, "dogs", "1")
+    (make(tmp_path, "mice", "1") / "README.md").mkdir()
+    found = FolderSource(tmp_path).scan()
+    assert {name: model.card for name, model in found.items()} == {
+        "cats": tmp_path / "cats" / "README.md",
+        "dogs": None,
+        "mice": None,
+    }
