@@ -72,6 +72,15 @@ def test_preprocessing_functions_inside_are_understood(imported: Any, tmp_path: 
     assert (written.input.preset, written.output.task, written.output.activation) == (preset, "binary", "sigmoid")
 
 
+def test_a_resizing_inside_hides_no_scaling(imported: Any, tmp_path: Path) -> None:
+    picture = keras.Input((None, None, 3))
+    small = layers.Rescaling(1 / 255)(layers.Resizing(16, 16)(picture))
+    network = keras.Model(picture, layers.Dense(3, activation="softmax")(layers.Flatten()(layers.Conv2D(4, 3)(small))))
+    code, _, err, written = imported(saved(network, tmp_path / "m.keras"), "--labels", "a,b,c", "--size", "40", "30")
+    assert code == 0, err
+    assert (written.input.preset, written.input.size) == ("raw", (40, 30))
+
+
 def test_preprocessing_outside_is_asked_for(imported: Any, tmp_path: Path) -> None:
     path = saved(head(*POOLED, layers.Dense(3, activation="softmax")), tmp_path / "m.keras")
     code, _, err, _ = imported(path, "--labels", "a,b,c")

@@ -136,8 +136,8 @@ def _layout(tensor: TensorSpec, convolved: int | None, wanted: str | None) -> Li
         return "nchw"
     if first == last:
         raise ConfigurationError(
-            f"input {tensor.name!r} has shape {list(tensor.shape)}: that does not tell where the channels are; "
-            "say --layout nchw or --layout nhwc"
+            f"input {tensor.name!r} has shape {list(tensor.shape)}: that does not tell where the 1 or 3 "
+            "channels of a picture are; say --layout nchw or --layout nhwc"
         )
     return "nchw" if first else "nhwc"
 

@@ -97,7 +97,7 @@ def _frontier(graph: onnx.GraphProto, start: str) -> str | None:
     light = {start}
     frontier: list[str] = []
     for node in graph.node:  # in topological order, as ONNX demands
-        if node.op_type == "Constant" or all(name in constants for name in node.input):
+        if node.op_type in ("Constant", "Shape") or all(name in constants for name in node.input):
             constants.update(node.output)
         elif node.op_type in _LIGHT and all(name in constants or name in light for name in node.input):
             light.update(node.output)

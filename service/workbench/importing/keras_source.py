@@ -45,7 +45,10 @@ def read(path: Path, scratch: Path, sides: Open) -> Source:
     network, without_augmentation = _load(path), _load(path)
     shape = _input_shape(network, sides)
     _rest(without_augmentation)
-    without_augmentation(np.zeros((2, *shape), np.float32))  # a loaded Sequential has no graph before its first call
+    with silence():
+        without_augmentation(
+            np.zeros((2, *shape), np.float32)
+        )  # a loaded Sequential has no graph before its first call
     exported = scratch / "keras.onnx"
     _export(without_augmentation, shape, exported, path.name)
 
