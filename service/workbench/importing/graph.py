@@ -178,7 +178,8 @@ def _with_open_batch(
     if fixed == -1:
         return model
     opened = copy.deepcopy(model)  # as it may not hold
-    for value in (*opened.graph.input, *opened.graph.output):
+    own = [value for value in opened.graph.input if value.name == source.name]  # older files list weights there too
+    for value in (*own, *opened.graph.output):
         shape = value.type.tensor_type.shape
         if shape.dim and shape.dim[0].dim_value == fixed:
             shape.dim[0].dim_param = ROWS

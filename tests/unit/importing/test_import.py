@@ -89,6 +89,20 @@ async def test_a_fixed_batch_is_opened(import_model: Import, repository: Path) -
     assert entry.type.tensor_type.shape.dim[0].dim_param == "N"
 
 
+async def test_weights_listed_as_inputs_are_none(import_model: Import, repository: Path) -> None:
+    model = classifier(batch=1)
+    model.ir_version = 3
+    model.opset_import[0].version = 9
+    for initializer in model.graph.initializer:
+        model.graph.input.append(
+            helper.make_tensor_value_info(initializer.name, initializer.data_type, list(initializer.dims))
+        )
+    said = import_model(model, *UNIT, *LABELS, "--resize", "stretch")
+    assert said.code == 0, said
+    assert "it is open now" in said.out
+    assert await answers(repository, *COLORS) == ["red", "blue", "green"]
+
+
 def test_a_batch_that_cannot_be_opened_stays_one_or_is_refused(import_model: Import, repository: Path) -> None:
     def mixing(batch: int) -> onnx.ModelProto:
         nodes = [
