@@ -22,6 +22,7 @@ from service.workbench.importing.trial import Parity, Trial
 Table = dict[str, Any]
 
 _GOLDEN_PICTURES = 3
+_SENT_AS = (".jpg", ".jpeg", ".png", ".webp")  # what every server takes
 _NAME = re.compile(r"(?!stats$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -57,7 +58,7 @@ class Checked:
     report: Report
     parities: Sequence[tuple[str, Parity]]
     tried: Trial
-    files: Sequence[Path]
+    images: Sequence[tuple[Path, bytes]]
 
 
 def import_model(order: Order, repository: Path) -> int:
@@ -83,8 +84,9 @@ def import_model(order: Order, repository: Path) -> int:
             raise ConfigurationError(
                 "not imported yet:\n" + "\n".join(f"  - {question}" for question in report.questions)
             )
-        parities = _parities(tried, source, understood.input, files)
-        _write(order, folder, Checked(source, understood, report, parities, tried, files))
+        images = tried.readable(understood.input, files)
+        parities = _parities(tried, source, understood.input, [data for _, data in images])
+        _write(order, folder, Checked(source, understood, report, parities, tried, images))
     _print_next(order, folder)
     return 0
 
@@ -107,14 +109,13 @@ def _understand(order: Order, scratch: Path, report: Report) -> tuple[Source, Un
     return source, Understood(fitted, table, output, labels, numbers, scales_itself)
 
 
-def _parities(tried: Trial, source: Source, table: Table, files: Sequence[Path]) -> list[tuple[str, Parity]]:
+def _parities(tried: Trial, source: Source, table: Table, images: Sequence[bytes]) -> list[tuple[str, Parity]]:
     """On random pixels and on the images given. Raises ConfigurationError where the graph is not the network."""
     if source.is_onnx and not tried.was_changed:
         print("parity     the graph is served as it is in the file")
         return []
     found = [("random pictures", tried.parity(source, tried.noise(table)))]
-    if files:
-        images = [file.read_bytes() for file in files[:8]]
+    if images:
         found.append(("real pictures", tried.parity(source, tried.tensors(table, images))))
     for what, parity in found:
         print(f"parity     with {source.framework}: {parity.difference:.1e} at most, on {parity.rows} {what}")
@@ -169,11 +170,8 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
 def _write_golden(folder: Path, checked: Checked) -> None:
     """Pictures with what the version answers to them now: the first of those tried, else made ones."""
     understood, tried = checked.understood, checked.tried
-    known = [file for file in checked.files if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
-    pictures = [
-        (f"golden-{n}{file.suffix.lower()}", file.read_bytes())
-        for n, file in enumerate(known[:_GOLDEN_PICTURES], start=1)
-    ]
+    sent = [(file.suffix.lower(), data) for file, data in checked.images if file.suffix.lower() in _SENT_AS]
+    pictures = [(f"golden-{n}{suffix}", data) for n, (suffix, data) in enumerate(sent[:_GOLDEN_PICTURES], start=1)]
     pictures = pictures or [(f"golden-{n}.png", trial.made_picture(n)) for n in range(1, 1 + _GOLDEN_PICTURES)]
     cases = []
     for name, data in pictures:

@@ -26,6 +26,7 @@ Table = dict[str, Any]
 
 PARITY_LIMIT = 1e-4  # of an output's own size; float32 sums in another order differ by about 1e-6
 _RANDOM_ROWS = 5  # more than one and odd, so that a batch dimension that mixes rows is noticed
+_PARITY_IMAGES = 8
 _SHOWN_IMAGES = 6
 _JUDGED_IMAGES = 200  # with known labels; enough to tell a right preprocessing from a wrong one
 _TOP = 5
@@ -80,6 +81,20 @@ class Trial:
         for row, data in zip(rows, images, strict=True):
             maker.prepare(maker.inspect(ImagePayload(data)), row)
         return rows
+
+    def readable(self, table: Table, files: Sequence[Path]) -> list[tuple[Path, bytes]]:
+        """The first of the files that can be prepared, with their content."""
+        found: list[tuple[Path, bytes]] = []
+        for file in files:
+            if len(found) == _PARITY_IMAGES:
+                break
+            try:
+                data = file.read_bytes()
+                self.tensors(table, [data])
+            except (FoveaError, OSError):
+                continue
+            found.append((file, data))
+        return found
 
     def noise(self, table: Table) -> Array:
         """Random pixels, prepared as the table says."""

@@ -92,7 +92,10 @@ def _next_version(folder: Path) -> int:
 
 def draft_folder(repository: Path) -> "tempfile.TemporaryDirectory[str]":
     """A folder of the same file system that no server looks into."""
-    return tempfile.TemporaryDirectory(prefix=".import-", dir=repository, ignore_cleanup_errors=True)
+    try:
+        return tempfile.TemporaryDirectory(prefix=".import-", dir=repository, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ConfigurationError(f"{repository}: cannot be written to ({error.strerror})") from None
 
 
 def publish(draft: Path, folder: Path, version: int) -> None:

@@ -271,6 +271,18 @@ async def test_trying_shows_each_preprocessing_and_counts_what_it_gets_right(
     assert "served as it is in the file" in said.out
 
 
+def test_a_damaged_picture_among_those_tried_is_shown_and_passed_over(
+    import_model: Import, tmp_path: Path, repository: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(tiny_models.damaged_picture())
+    (tmp_path / "good.png").write_bytes(picture("red"))
+    said = import_model(classifier(batch=1), *UNIT, *LABELS, "--try", tmp_path / "bad.png", tmp_path / "good.png")
+    assert said.code == 0, said
+    assert "damaged" in said.out
+    assert "1 real pictures" in said.out
+    assert (repository / "mine/1/golden-1.png").read_bytes() == picture("red")
+
+
 async def test_a_second_version_goes_beside_the_first_where_it_is_fed_alike(
     import_model: Import, repository: Path
 ) -> None:
