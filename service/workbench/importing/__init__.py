@@ -2,7 +2,8 @@
 
     sources   the file to ONNX, with the framework's own answers to hold it against   (keras_source, pytorch_source)
     graph     the ONNX graph made fit to serve: one image input, an open batch dimension
-    evidence  what graph, framework and files beside the source say of preprocessing and head
+    evidence  what the graph does to pixels, and what its last operators give
+    beside    what Hugging Face's and timm's files beside the source say; labels, in the forms that people have them
     decisions evidence and flags to a manifest; what nothing says is asked for, by flag
     trial     parity with the framework, and real images under each plausible preprocessing
     writing   manifest, labels, card, golden check; published in one step
