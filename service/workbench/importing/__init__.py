@@ -23,12 +23,15 @@ from service.errors import ConfigurationError
 def run(given: Mapping[str, Any], repository: Path) -> int:
     """Import with the command line's arguments, by name. Raises ConfigurationError."""
     try:
-        import onnx  # noqa: F401  # what every source needs
-    except ImportError:
+        return _run(given, repository)
+    except ModuleNotFoundError as error:
         raise ConfigurationError(
-            "fovea import needs the extra `import` (ONNX, Keras, PyTorch): make import SOURCE=... NAME=... ARGS=..., "
-            "or pip install 'fovea[cpu,import]'"
+            f"{error.name} is not installed; fovea import needs the extra `import` (ONNX, Keras, PyTorch): "
+            "make import SOURCE=... NAME=... ARGS=..., or pip install 'fovea[cpu,import]'"
         ) from None
+
+
+def _run(given: Mapping[str, Any], repository: Path) -> int:
     from service.workbench.importing.command import Order, import_model
     from service.workbench.importing.decisions import Flags
 

@@ -240,6 +240,13 @@ def test_another_kind_of_file_is_told_how_to_be_exported(
         assert words in ended.err
 
 
+def test_a_framework_that_is_not_installed_is_named_with_the_way_to_it(import_model: Import, tmp_path: Path) -> None:
+    (tmp_path / "model.pt2").write_bytes(b"")
+    ended = import_model(tmp_path / "model.pt2")
+    assert ended.code == 2
+    assert "torch is not installed" in ended.err and "make import" in ended.err
+
+
 def test_weights_that_do_not_lie_beside_the_graph_are_missed(import_model: Import, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(classifier(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
