@@ -55,8 +55,11 @@ format: $(DEV)  ## Rewrite the code as ruff likes it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV)  ## Ceiling, served and their ratio, measured in one run (ARGS=--help for its options)
-	$(BIN)/python loadtests/bench.py $(ARGS)
+bench: $(LOAD)  ## Ceiling, served and their ratio, measured in one run (ARGS=--help for its options)
+	.venv-load/bin/python loadtests/bench.py $(ARGS)
+
+together: $(LOAD)  ## What models on one machine notice of each other: rates, latencies, phone photographs among others
+	.venv-load/bin/python loadtests/together.py $(ARGS)
 
 tensors: $(DEV)  ## Binary and JSON tensors through /v2 against the same batch in-process
 	$(BIN)/python loadtests/tensors.py $(ARGS)

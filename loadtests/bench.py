@@ -3,6 +3,7 @@
 For each payload the windows are interleaved (ceiling, then the server at each concurrency, round after round), so that
 what a noisy machine does to one it does to the others. The ceiling is the same work without HTTP, queue and limits:
 as many threads as CPUs, each decoding and running batches of its own over one session, at the best batch size tried.
+Writes bench.json and bench.svg and .png: rate and latency over concurrency.
 """
 
 import argparse
@@ -99,6 +100,7 @@ class Served:
     windows: list[Window]
     cpu_seconds: list[float]
     batches: list[float]
+    pss_bytes: list[int]
 
     def median(self, of: Callable[[Window], float]) -> float:
         return statistics.median(of(window) for window in self.windows)
@@ -112,7 +114,7 @@ def measure(payload: Payload, server: LocalServer, options: argparse.Namespace) 
     closed_loop(url, payload.bodies, payload.content_type, max(options.concurrency), 1.0)
     batch_rates: dict[int, list[float]] = {size: [] for size in _CEILING_BATCHES}
     alone: list[float] = []
-    served = {clients: Served([], [], []) for clients in options.concurrency}
+    served = {clients: Served([], [], [], []) for clients in options.concurrency}
     for _ in range(options.rounds):
         alone.append(inside.one_ms(options.seconds / 2))
         for size, rates in batch_rates.items():
@@ -124,6 +126,7 @@ def measure(payload: Payload, server: LocalServer, options: argparse.Namespace) 
             result.windows.append(window)
             result.cpu_seconds.append((_cpu_seconds(server) - cpu) / max(1, len(window.latencies)))
             result.batches.append(images / max(1.0, executions))
+            result.pss_bytes.append(psutil.Process(server.pid).memory_full_info().pss)
     ceiling = max(statistics.median(rates) for rates in batch_rates.values())
     rows = [_row(clients, result, ceiling) for clients, result in served.items()]
     return {
@@ -145,6 +148,7 @@ def _row(clients: int, result: Served, ceiling: float) -> dict[str, Any]:
         "p99_ms": result.median(lambda window: window.percentile(0.99)),
         "mean_batch": statistics.median(result.batches),
         "cpu_ms": statistics.median(result.cpu_seconds) * 1000.0,
+        "pss_mib": max(result.pss_bytes) / 2**20,
         "failures": sum(window.failures for window in result.windows),
         "rates": [round(window.rate, 1) for window in result.windows],
     }
@@ -170,12 +174,44 @@ def _cpu_seconds(server: LocalServer) -> float:
 def _print(result: dict[str, Any]) -> None:
     ceiling, alone = result["ceiling"], result["alone_ms"]
     print(f"\n{result['payload']} -> {result['model']}: ceiling {ceiling:.1f}/s, one alone in-process {alone:.2f} ms")
-    print("  clients   rate/s   ratio    p50 ms    p99 ms   batch   CPU ms   failed")
+    print("  clients   rate/s   ratio    p50 ms    p99 ms   batch   CPU ms  PSS MiB   failed")
     for row in result["rows"]:
         print(
             f"  {row['concurrency']:7d} {row['rate']:8.1f} {row['ratio']:7.3f} {row['p50_ms']:9.2f}"
-            f" {row['p99_ms']:9.2f} {row['mean_batch']:7.2f} {row['cpu_ms']:8.2f} {row['failures']:8d}"
+            f" {row['p99_ms']:9.2f} {row['mean_batch']:7.2f} {row['cpu_ms']:8.2f} {row['pss_mib']:8.0f}"
+            f" {row['failures']:8d}"
         )
+
+
+def draw(results: Sequence[dict[str, Any]], folder: Path) -> None:
+    """A column a payload: rate with its ceiling above, p50 and p99 below, over concurrency."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    mpl.rcParams["svg.hashsalt"] = "fovea"  # the same figures make the same file
+    figure, axes = pyplot.subplots(
+        2, len(results), sharex=True, squeeze=False, figsize=(3.4 * len(results), 5), layout="constrained"
+    )
+    for result, (upper, lower) in zip(results, axes.T, strict=True):
+        clients = [row["concurrency"] for row in result["rows"]]
+        upper.plot(clients, [row["rate"] for row in result["rows"]], "o-", label="served")
+        upper.axhline(result["ceiling"], linestyle="--", color="gray", label="in-process")
+        upper.set(title=result["payload"], ylim=(0, None), xscale="log", xticks=clients, xticklabels=clients)
+        for name in ("p50", "p99"):
+            lower.plot(clients, [row[f"{name}_ms"] for row in result["rows"]], "o-", label=name)
+        lower.set(yscale="log", xlabel="clients")
+        for axis in (upper, lower):
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("answers a second")
+    axes[1, 0].set_ylabel("latency, ms")
+    axes[0, 0].legend()
+    axes[1, 0].legend()
+    for kind in ("svg", "png"):
+        figure.savefig(folder / f"bench.{kind}", metadata={"Date": None} if kind == "svg" else None)
+    pyplot.close(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -185,13 +221,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of one window")
     parser.add_argument("--model-repo", type=Path, default=Path("model_repo"))
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--reports", type=Path, default=Path("build/bench"), help="folder for the figures")
+    parser.add_argument("--server-cpus", default="", help="such as 0 or 0,1: keep the server to these CPUs")
     parser.add_argument("--server-args", default="", help="passed on to `fovea serve`")
     options = parser.parse_args(arguments)
     options.concurrency = options.concurrency or [1, 8, 32, 64]
     server_arguments = ["--model-repo", str(options.model_repo), *options.server_args.split()]
     results = []
-    with local_server(server_arguments) as server:
+    cpus = [int(cpu) for cpu in options.server_cpus.split(",") if cpu]
+    options.reports.mkdir(parents=True, exist_ok=True)
+    with local_server(server_arguments, cpus) as server:
         print(f"{usable_cpus()} CPUs, server ready in {server.ready_seconds:.2f} s, "
               f"{options.rounds} interleaved rounds of {options.seconds:g} s windows, medians")  # fmt: skip
         for name in options.payload or PAYLOADS:
@@ -199,8 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _print(results[-1])
         memory = psutil.Process(server.pid).memory_full_info()
         print(f"\nserver memory now: PSS {memory.pss / 2**20:.0f} MiB, RSS {memory.rss / 2**20:.0f} MiB")
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (options.reports / "bench.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draw(results, options.reports)
 
 
 if __name__ == "__main__":
