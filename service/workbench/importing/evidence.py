@@ -27,6 +27,9 @@ _PASSING = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Sque
 
 # A network's first layer is fed numbers that spread over about 1 (0..1) to 12 (a narrow std), rarely less or more.
 _LEAST_SPREAD, _MOST_SPREAD = 0.9, 12.0
+_CENTRED = (-1.0, -0.2)  # where black comes out, in spreads: a mean colour of a fifth to all of white is taken off
+_PLAIN_STEPS = (255.0, 256.0, 127.5, 128.0)  # that a pixel is divided by where nothing is taken off
+_NEARLY = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +80,19 @@ def scaling_in(fitted: Fitted, shape: Sequence[int], scratch: Path) -> Scaling |
 
 
 def _fed_with(gain: float, offset: float) -> Literal["raw", "unit"] | None:
-    if _LEAST_SPREAD <= abs(gain) * 255 <= _MOST_SPREAD:
+    """What the input must be for the result to be what networks are fed: spread around 0, or a plain 0..1.
+
+    A BatchNormalization of inputs that were centred before it has no such offset: nothing is said of those.
+    """
+    is_plain = abs(offset) < 1e-6 and any(abs(gain * step - 1) < _NEARLY for step in _PLAIN_STEPS)
+    is_less_a_mean_colour = abs(gain - 1) < 1e-3 and -140 <= offset <= -80  # off 0..255, as Caffe's networks
+    if is_plain or is_less_a_mean_colour or _is_centred(gain * 255, offset):
         return "raw"
-    if abs(gain - 1) < 1e-3 and -140 <= offset <= -80:  # a mean colour taken away from 0..255, as Caffe's networks
-        return "raw"
-    if _LEAST_SPREAD <= abs(gain) <= _MOST_SPREAD and -1.0 <= offset / gain <= -0.2:  # 0..1 comes out around 0
-        return "unit"
-    return None
+    return "unit" if _is_centred(gain, offset) else None
+
+
+def _is_centred(spread: float, black: float) -> bool:
+    return _LEAST_SPREAD <= spread <= _MOST_SPREAD and _CENTRED[0] <= black / spread <= _CENTRED[1]
 
 
 def _mean_answer(engine: OrtEngine, spec: TensorSpec, shape: Sequence[int], value: float) -> float:

@@ -82,6 +82,16 @@ async def test_a_graph_is_read_written_and_served(
     assert await answers(repository, *COLORS) == ["red", "blue", "green"]
 
 
+@pytest.mark.parametrize(("scale", "offset"), [(1 / 60, 0.0), (1.0, -0.05), (0.5, 0.5), (3.0, 0.1)])
+def test_a_scaling_that_tells_nothing_of_what_it_is_fed_is_shown_and_asked_about(
+    import_model: Import, scale: float, offset: float
+) -> None:
+    """Such as a BatchNormalization of pictures that were centred before it."""
+    said = import_model(rescaled(scale, offset), *LABELS)
+    assert said.code == 2
+    assert "--preset" in said.err and f"The graph itself does x * {scale:.4g}" in said.err
+
+
 async def test_a_fixed_batch_is_opened(import_model: Import, repository: Path) -> None:
     said = import_model(classifier(batch=4), *UNIT, *LABELS)
     assert "the batch dimension was fixed at 4; it is open now" in said.out
