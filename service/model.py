@@ -34,8 +34,8 @@ from service.errors import (
     NoImageSignature,
     OutOfMemory,
 )
+from service.imaging.clips import Inspected, Payload, RowMaker, row_maker
 from service.imaging.decode import DecodeBudget
-from service.imaging.preprocess import InspectedImage, Preprocessor
 from service.imaging.spec import ImageLimits, InputSpec
 from service.inference_statistics import Execution, Statistics
 from service.lane import ExecutionThreads, FusedLane, InlineLane, Lane
@@ -58,7 +58,7 @@ _INLINE_BYTES = 128 * 1024  # ... with images or rows that have no more bytes in
 class ImageItem(NamedTuple):
     """One image in the queue, with what its caller wants of the answer."""
 
-    image: InspectedImage
+    image: Inspected
     top_k: int
     threshold: float | None
 
@@ -66,7 +66,7 @@ class ImageItem(NamedTuple):
 class RawImageItem(NamedTuple):
     """One image in the queue whose caller wants the graph's own outputs."""
 
-    image: InspectedImage
+    image: Inspected
 
 
 Item = ImageItem | RawImageItem | TensorItem
@@ -129,7 +129,7 @@ class LoadedParts:
     spec: ModelSpec
     engine: Engine
     task: Task
-    preprocessor: Preprocessor | None
+    preprocessor: RowMaker | None
     sha256: str
     instances: int
     batch_seconds: float
@@ -165,7 +165,7 @@ def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
     engine = OrtEngine(file, manifest.execution_spec, intra_op_threads=1)
     spec = manifests.resolve(manifest, labels, engine.inputs, engine.outputs, engine.provider.name)
     task = TASKS[spec.task_name](spec.task)
-    preprocessor = Preprocessor(spec.input, context.limits, context.budget) if spec.input else None
+    preprocessor = row_maker(spec.input, context.limits, context.budget) if spec.input else None
     instances = manifest.execution.instances
     parts = LoadedParts(spec, engine, task, preprocessor, manifests.checksum(file), instances, math.inf)
     _warm_up(parts)
@@ -330,8 +330,12 @@ class LoadedModel:
             parts.spec.task_name, parts.spec.task.labels, parts.spec, parts.engine, parts.sha256, self._lane.width
         )
 
-    def inspect(self, payload: ImagePayload) -> InspectedImage:
-        """Check an image's header against the limits. Raises NoImageSignature or what is wrong with the image."""
+    def grouped(self, images: Sequence[ImagePayload]) -> Sequence[Payload]:
+        """What of a request's images is answered together: each image, or all of them as a clip."""
+        return images if self._parts.preprocessor is None else self._parts.preprocessor.grouped(images)
+
+    def inspect(self, payload: Payload) -> Inspected:
+        """Check headers against the limits. Raises NoImageSignature or what is wrong with the image."""
         if self._parts.preprocessor is None:
             raise NoImageSignature(f"Model {self.name!r} takes tensors: its manifest has no image preprocessing.")
         return self._parts.preprocessor.inspect(payload)
