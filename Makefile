@@ -82,6 +82,9 @@ load: $(LOAD)  ## One load scenario, its SLO as exit code: SCENARIO=steady|ramp|
 slo: $(LOAD)  ## The highest rate that keeps p99 under a bound, and the curve
 	.venv-load/bin/python loadtests/slo.py $(ARGS)
 
+rollouts: $(DEV)  ## Versions under load: ARGS="flips bad shadow canary drift poison", or all
+	$(BIN)/python loadtests/rollouts.py $(ARGS)
+
 accuracy: $(DEV)  ## The test sets of digits and fashion through HTTP, against their model cards
 	$(BIN)/python loadtests/accuracy.py $(ARGS)
 
@@ -180,4 +183,4 @@ $(IMPORT): requirements/import.txt requirements/torch-cpu.txt requirements/torch
 	.venv-import/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: help serve test test-abuse test-faults soak check format bench tensors load slo accuracy image test-real test-page sbom dashboard recipe lock shape clean compare quantize import test-import
+.PHONY: help serve test test-abuse test-faults soak check format bench tensors load slo accuracy image test-real test-page sbom dashboard recipe lock shape clean compare quantize import test-import rollouts

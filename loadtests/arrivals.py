@@ -8,7 +8,7 @@ kept alive and reused, the one used last first.
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
@@ -57,7 +57,7 @@ class Run:
 class _Connection(asyncio.Protocol):
     """One kept-alive connection; at most one request on it at a time."""
 
-    def __init__(self, load: "_Load") -> None:
+    def __init__(self, load: "Load") -> None:
         self._load = load
         self._answers = Answers()
         self._due_at: float | None = None
@@ -76,6 +76,7 @@ class _Connection(asyncio.Protocol):
         status, closes = head[9:12], b"connection: close" in head.lower()
         due_at, self._due_at = self._due_at, None
         assert due_at is not None
+        self._load.saw(status, self._answers.body)
         self._load.answered(self, status, due_at, reusable=not closes)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -85,8 +86,19 @@ class _Connection(asyncio.Protocol):
         self._transport.close()
 
 
-class _Load:
-    def __init__(self, url: str, requests: Sequence[bytes], rate: float, seconds: float, seed: int) -> None:
+class Load:
+    """One run. `seen` is shown the status and the body of every answer."""
+
+    def __init__(
+        self,
+        url: str,
+        requests: Sequence[bytes],
+        rate: float,
+        seconds: float,
+        seed: int,
+        seen: Callable[[bytes, bytes], None] = lambda status, body: None,
+    ) -> None:
+        self._seen = seen
         parts = urlsplit(url)
         self._address = (parts.hostname or "127.0.0.1", parts.port or 80)
         self._requests = requests
@@ -148,6 +160,9 @@ class _Load:
         self._connections.add(connection)
         connection.send(request, due_at)
 
+    def saw(self, status: bytes, body: bytes) -> None:
+        self._seen(status, body)
+
     def answered(self, connection: _Connection, status: bytes, due_at: float, *, reusable: bool) -> None:
         if status == b"200":
             self.run.latencies.append(time.perf_counter() - due_at)
@@ -183,6 +198,6 @@ def open_loop(url: str, bodies: Sequence[bytes], content_type: str, rate: float,
     requests = [request_bytes(url, body, content_type) for body in bodies]
 
     async def drive() -> Run:
-        return await _Load(url, requests, rate, seconds, seed).drive()
+        return await Load(url, requests, rate, seconds, seed).drive()
 
     return uvloop.run(drive())

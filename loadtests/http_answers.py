@@ -2,9 +2,10 @@
 
 
 class Answers:
-    """Feed it what arrives; it gives the head of each answer once its body is complete."""
+    """Feed it what arrives; it gives the head of each answer once its body is complete, and keeps that as `body`."""
 
     def __init__(self) -> None:
+        self.body = b""
         self._buffer = b""
         self._expected = -1
 
@@ -19,6 +20,6 @@ class Answers:
             self._expected = len(head) + 4 + int(length)
         if len(self._buffer) < self._expected:
             return None
-        head = self._buffer.partition(b"\r\n\r\n")[0]
+        head, _, self.body = self._buffer.partition(b"\r\n\r\n")
         self._buffer, self._expected = b"", -1
         return head

@@ -37,6 +37,20 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--print-settings", action="store_true", help="print the settings in force as TOML, and exit")
     _add_settings(serve)
     check = commands.add_parser("check", help="validate settings and the whole repository without serving")
+    writing = check.add_mutually_exclusive_group()
+    writing.add_argument(
+        "--write-golden",
+        action="store_true",
+        help="write what each version answers now to its golden.json: to the pictures in its folder, else to made ones",
+    )
+    writing.add_argument(
+        "--write-reference",
+        type=Path,
+        nargs="+",
+        metavar="IMAGES",
+        help="write how a version answers to these images, files or folders, to its reference.json",
+    )
+    check.add_argument("--model", help="the model to write for (default: all)")
     _add_settings(check)
     classify = commands.add_parser("classify", help="classify files or folders, here or through a running server")
     classify.add_argument("files", nargs="+", type=Path, metavar="FILE", help="an image, or a folder of images")
@@ -183,9 +197,15 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from service.workbench import baseline
     from service.workbench.check import check_repository
 
-    return check_repository(_settings(arguments))
+    settings = _settings(arguments)
+    if arguments.write_golden:
+        return baseline.write_golden(settings, arguments.model)
+    if arguments.write_reference:
+        return baseline.write_reference(settings, arguments.model, arguments.write_reference)
+    return check_repository(settings)
 
 
 def _classify(arguments: argparse.Namespace) -> int:

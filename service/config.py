@@ -90,6 +90,9 @@ class RepositorySettings(_Section):
     path: Path = Field(Path("model_repo"), description="The model repository.")
     poll_interval_s: float = Field(5.0, ge=0, description="Seconds between looks at the repository; 0 = only once.")
     required: Names = Field((), description="Models without which the server is not ready; none by default.")
+    require_checksums: bool = Field(False, description="Refuse versions without SHA256SUMS.")
+    max_version_bytes: int = Field(2048 * MIB, ge=1, description="Largest version, all its files together.")
+    load_timeout_s: float = Field(120.0, gt=0, description="Seconds that loading a version may take.")
 
 
 class AdminSettings(_Section):
@@ -149,6 +152,15 @@ class ExecutionSettings(_Section):
     """The threads that decode, run and finish."""
 
     threads: int = Field(0, ge=0, description="Execution threads; 0 = the CPUs usable under affinity and cgroup quota.")
+    hang_s: float = Field(
+        15.0, gt=0, description="Seconds after which an execution is ended: three times the longest deadline."
+    )
+
+
+class DriftSettings(_Section):
+    """Predictions against a version's reference.json."""
+
+    window_images: int = Field(2000, ge=200, description="Images that the drift gauges look back on.")
 
 
 class LogSettings(_Section):
@@ -168,6 +180,7 @@ class Settings(_Section):
     auth: AuthSettings = AuthSettings()
     limits: LimitSettings = LimitSettings()
     execution: ExecutionSettings = ExecutionSettings()
+    drift: DriftSettings = DriftSettings()
     log: LogSettings = LogSettings()
 
 

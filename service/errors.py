@@ -174,6 +174,13 @@ class LoadRefused(FoveaError):
     outcome = Outcome.CLIENT_ERROR
 
 
+class RolloutRefused(FoveaError):
+    """A version cannot take the role that was asked for; what served goes on."""
+
+    code = "rollout_refused"
+    outcome = Outcome.CLIENT_ERROR
+
+
 # What the server cannot do now
 
 
@@ -244,9 +251,31 @@ class ConfigurationError(FoveaError):
 
 
 class ModelLoadError(ConfigurationError):
-    """A version that cannot be served, and why."""
+    """A version that cannot be served, and why. `gate` is which check it failed: a metric label, of GATES."""
 
     code = "model_load_error"
+
+    def __init__(self, message: str, *, gate: str = "manifest") -> None:
+        super().__init__(message)
+        self.gate = gate
+
+
+# What a version has to pass before it serves, in order
+GATES = (
+    "files",  # missing, a link, unreadable
+    "size",  # bytes, nodes, tensors over their caps
+    "checksum",
+    "manifest",
+    "operators",  # of a foreign domain, or reading files
+    "external_data",
+    "engine",  # ONNX Runtime refuses it
+    "signature",  # graph and manifest do not fit
+    "labels",
+    "warm_up",
+    "golden",
+    "time_out",
+    "internal",  # a bug of ours
+)
 
 
 def all_codes() -> dict[str, type[FoveaError]]:

@@ -38,8 +38,19 @@ class ExecutionThreads:
 
     def __init__(self, count: int, cpus: Collection[int] = ()) -> None:
         self.count = count
-        self._unclaimed = deque(sorted(cpus) if len(cpus) == count > 1 else ())
-        self.pool = ThreadPoolExecutor(count, thread_name_prefix="execution", initializer=self._settle)
+        self.lost = 0
+        self._cpus = sorted(cpus) if len(cpus) == count > 1 else []
+        self.pool = self._new_pool()
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        self._unclaimed = deque(self._cpus)
+        return ThreadPoolExecutor(self.count, thread_name_prefix="execution", initializer=self._settle)
+
+    def replace_lost(self, lost: int) -> None:
+        """Work on with new threads; of the old ones those that hang stay behind, the others finish what they have."""
+        self.lost += lost
+        self.pool.shutdown(wait=False)
+        self.pool = self._new_pool()
 
     def _settle(self) -> None:
         if self._unclaimed:

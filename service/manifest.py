@@ -4,7 +4,6 @@ Owns the file's schema, what its defaults are, and how it is completed from the 
 that it is made of belong to imaging, tasks, batching and engine. Errors name file, field, value, reason and remedy.
 """
 
-import hashlib
 import math
 import tomllib
 from collections import Counter
@@ -21,6 +20,7 @@ from service.engine.providers import PROVIDERS
 from service.engine.spec import ExecutionSpec
 from service.errors import ModelLoadError
 from service.imaging.spec import Color, Decode, InputSpec, Interpolation, Layout, Resampler, Resize
+from service.model_files import ModelFiles
 from service.tasks import TASKS, TaskSpec
 
 MANIFEST_NAME = "model.toml"
@@ -143,6 +143,21 @@ class VersionsTable(_Table):
     latest: int = Field(ge=1)
 
 
+class ShareTable(_Table):
+    """A version and the percentage of requests, or of batches, that it gets."""
+
+    version: Positive
+    percent: float = Field(ge=0, le=100)
+
+
+class RolloutTable(_Table):
+    """[rollout]. None means: as version_policy says, and nobody."""
+
+    stable: Positive | None = None
+    canary: ShareTable | None = None
+    shadow: ShareTable | None = None
+
+
 class Manifest(_Table):
     """The whole file."""
 
@@ -152,6 +167,7 @@ class Manifest(_Table):
     output: OutputTable = OutputTable()
     batching: BatchingTable = BatchingTable()
     execution: ExecutionTable = ExecutionTable()
+    rollout: RolloutTable = RolloutTable()
     metadata: dict[str, Any] = {}
 
     @property
@@ -164,7 +180,8 @@ class Manifest(_Table):
 class ModelSpec:
     """A manifest completed from the graph. `input` is None for a model that takes tensors only.
 
-    Without `has_labels` the task's labels are only the numbers of its places.
+    Without `has_labels` the task's labels are only the numbers of its places. `batching_is_given` says that the largest
+    batch is the manifest's own.
     """
 
     task_name: str
@@ -173,27 +190,30 @@ class ModelSpec:
     output_tensor: str
     batching: BatchingSpec
     has_labels: bool = True
+    batching_is_given: bool = False
 
 
-def read(folder: Path, version: int | None = None) -> Manifest:
+def read(folder: Path, version: int | None = None, files: ModelFiles | None = None) -> Manifest:
     """The manifest of a model folder, with the keys that `version` has of its own laid over it.
 
     A folder without one gets the defaults: it is served to the tensor protocols. Raises ModelLoadError.
     """
+    files = files or ModelFiles(folder, version)
     path = folder / MANIFEST_NAME
-    tree = _parse(path)
-    if version is not None:
-        path_of_version = folder / str(version) / MANIFEST_NAME
-        if path_of_version.exists():
-            path = path_of_version
-            tree = _merged(tree, _parse(path_of_version))
+    tree = _parse(path, files.of_model(MANIFEST_NAME))
+    own = files.of_version(MANIFEST_NAME)
+    if own is not None:
+        path = folder / str(version) / MANIFEST_NAME
+        tree = _merged(tree, _parse(path, own))
     try:
         return Manifest.model_validate(tree)
     except ValidationError as error:
         raise ModelLoadError(_explain(path, error)) from None
 
 
-def read_labels(folder: Path, version: int, manifest: Manifest) -> tuple[str, ...] | None:
+def read_labels(
+    folder: Path, version: int, manifest: Manifest, files: ModelFiles | None = None
+) -> tuple[str, ...] | None:
     """The labels of a version, its own file before the model's; None where there is no file.
 
     Duplicate labels are told apart by their index. Raises ModelLoadError.
@@ -201,18 +221,21 @@ def read_labels(folder: Path, version: int, manifest: Manifest) -> tuple[str, ..
     name = manifest.output.labels
     if Path(name).name != name:
         raise ModelLoadError(f"output.labels = {name!r} is not a plain file name: put the file beside {MANIFEST_NAME}")
-    path = next((p for p in (folder / str(version) / name, folder / name) if p.is_file()), None)
-    if path is None:
+    files = files or ModelFiles(folder, version)
+    path, content = folder / str(version) / name, files.of_version(name)
+    if content is None:
+        path, content = folder / name, files.of_model(name)
+    if content is None:
         return None
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadError(f"{_short(path)}: cannot be read as UTF-8 text ({error})") from None
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(f"{_short(path)}: cannot be read as UTF-8 text ({error})", gate="labels") from None
     while lines and not lines[-1].strip():
         lines.pop()
     labels = [line.strip() for line in lines]
     if "" in labels:
-        raise ModelLoadError(f"{_short(path)}: line {labels.index('') + 1} is empty; one label a line")
+        raise ModelLoadError(f"{_short(path)}: line {labels.index('') + 1} is empty; one label a line", gate="labels")
     return tuple(_told_apart(labels))
 
 
@@ -229,12 +252,6 @@ def _told_apart(labels: Sequence[str]) -> list[str]:
             taken.add(label)
         result.append(label)
     return result
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def resolve(
@@ -258,7 +275,8 @@ def resolve(
     if spec is not None:
         _refuse_fixed_batch(batch)
     batching = _batching_spec(manifest.batching, batch, provider)
-    return ModelSpec(manifest.output.task, task, spec, output.name, batching, has_labels)
+    is_given = manifest.batching.max_batch_size is not None
+    return ModelSpec(manifest.output.task, task, spec, output.name, batching, has_labels, is_given)
 
 
 def _task_spec(manifest: Manifest, labels: tuple[str, ...]) -> TaskSpec:
@@ -277,33 +295,39 @@ def _labels_for(manifest: Manifest, labels: Sequence[str] | None, output: Tensor
     classes = -1 if -1 in output.shape[1:] else math.prod(output.shape[1:])
     if labels is None:
         if needed:
-            raise ModelLoadError(f"{manifest.output.labels} is missing: one label a line, in output order")
+            raise ModelLoadError(
+                f"{manifest.output.labels} is missing: one label a line, in output order", gate="labels"
+            )
         return [str(index) for index in range(max(classes, 1))]
     expected = 2 if manifest.output.task == "binary" else len(labels)
     if manifest.output.task == "binary" and (classes not in (1, -1) or len(labels) != expected):
         raise ModelLoadError(
             f'task = "binary" is one output and two labels; the graph has {classes} and {manifest.output.labels} '
-            f'{len(labels)}; use task = "multiclass" or "multilabel"'
+            f'{len(labels)}; use task = "multiclass" or "multilabel"',
+            gate="labels",
         )
     if manifest.output.task != "binary" and classes > 0 and classes != len(labels):
         raise ModelLoadError(
-            f"{manifest.output.labels} has {len(labels)} labels and output {output.name!r} {classes} classes"
+            f"{manifest.output.labels} has {len(labels)} labels and output {output.name!r} {classes} classes",
+            gate="labels",
         )
     return labels
 
 
 def _input_spec(table: InputTable, inputs: Sequence[TensorSpec]) -> InputSpec:
     if len(inputs) > 1:
-        raise ModelLoadError(f"the graph has {len(inputs)} inputs; images can feed a graph with one")
+        raise ModelLoadError(f"the graph has {len(inputs)} inputs; images can feed a graph with one", gate="signature")
     tensor = _pick(inputs, table.tensor, f"{MANIFEST_NAME}: input.tensor")
     if tensor.dtype not in _IMAGE_DTYPES:
-        raise ModelLoadError(f"input {tensor.name!r} is {tensor.dtype}; images can feed {', '.join(_IMAGE_DTYPES)}")
+        raise ModelLoadError(
+            f"input {tensor.name!r} is {tensor.dtype}; images can feed {', '.join(_IMAGE_DTYPES)}", gate="signature"
+        )
     layout, channels, graph_size = _layout(table, tensor)
     size = table.size or graph_size
     if -1 in size:
-        raise ModelLoadError("input.size = [height, width] is needed: the graph leaves it open")
+        raise ModelLoadError("input.size = [height, width] is needed: the graph leaves it open", gate="signature")
     if any(mine != fixed for mine, fixed in zip(size, graph_size, strict=True) if fixed > 0):
-        raise ModelLoadError(f"input.size = {list(size)} and the graph wants {list(graph_size)}")
+        raise ModelLoadError(f"input.size = {list(size)} and the graph wants {list(graph_size)}", gate="signature")
     scale, mean, std, color = _scaling(table, tensor, channels)
     resize_to = table.resize_to or round(max(size) / _CROP_FRACTION)
     if table.resize == "shortest_side" and resize_to < max(size):
@@ -351,7 +375,8 @@ def _layout(table: InputTable, tensor: TensorSpec) -> tuple[Layout, int, tuple[i
     ranks = {None: (4, 5), "nthwc": (5,)}.get(wanted, (4,))
     if len(tensor.shape) not in ranks:
         raise ModelLoadError(
-            f"input {tensor.name!r} has shape {list(tensor.shape)}; images feed one of 4 dimensions, clips one of 5"
+            f"input {tensor.name!r} has shape {list(tensor.shape)}; images feed one of 4 dimensions, clips one of 5",
+            gate="signature",
         )
     *_, first, middle, last = tensor.shape
     if len(tensor.shape) == 5:
@@ -362,15 +387,19 @@ def _layout(table: InputTable, tensor: TensorSpec) -> tuple[Layout, int, tuple[i
         elif last in (1, 3) and first not in (1, 3):
             wanted = "nhwc"
         else:
-            raise ModelLoadError('input.layout = "nchw" or "nhwc" is needed: the graph\'s shape does not tell')
+            raise ModelLoadError(
+                'input.layout = "nchw" or "nhwc" is needed: the graph\'s shape does not tell', gate="signature"
+            )
     channels, size = (first, (middle, last)) if wanted == "nchw" else (last, (first, middle))
     asked = None if table.color is None else 1 if table.color == "gray" else 3
     if channels == -1:
         channels = asked or 3
     if channels not in (1, 3):
-        raise ModelLoadError(f"input {tensor.name!r} has {channels} channels; images have 1 or 3")
+        raise ModelLoadError(f"input {tensor.name!r} has {channels} channels; images have 1 or 3", gate="signature")
     if asked is not None and asked != channels:
-        raise ModelLoadError(f"input {tensor.name!r} has {channels} channels; color = {table.color!r} does not fit")
+        raise ModelLoadError(
+            f"input {tensor.name!r} has {channels} channels; color = {table.color!r} does not fit", gate="signature"
+        )
     return wanted, channels, size
 
 
@@ -391,13 +420,17 @@ def _scaling(
                 f"input.{name} has {len(values)} numbers for {channels} channels; give one, or one each"
             )
     if tensor.dtype == "uint8" and (set(scale), set(mean), set(std)) != ({1.0}, {0.0}, {1.0}):
-        raise ModelLoadError(f'input {tensor.name!r} is uint8: the graph scales the pixels itself, set preset = "raw"')
+        raise ModelLoadError(
+            f'input {tensor.name!r} is uint8: the graph scales the pixels itself, set preset = "raw"', gate="signature"
+        )
     return scale, mean, std, color
 
 
 def _refuse_fixed_batch(batch: int) -> None:
     if batch > 1:
-        raise ModelLoadError(f"the graph's batch dimension is fixed at {batch}; export it with a dynamic one, or 1")
+        raise ModelLoadError(
+            f"the graph's batch dimension is fixed at {batch}; export it with a dynamic one, or 1", gate="signature"
+        )
 
 
 def _batching_spec(table: BatchingTable, batch: int, provider: str) -> BatchingSpec:
@@ -405,7 +438,8 @@ def _batching_spec(table: BatchingTable, batch: int, provider: str) -> BatchingS
     if batch > 0:
         if table.max_batch_size not in (None, 1):
             raise ModelLoadError(
-                f"batching.max_batch_size = {table.max_batch_size} and the graph's batch dimension is fixed at {batch}"
+                f"batching.max_batch_size = {table.max_batch_size} and the graph's batch dimension is fixed at {batch}",
+                gate="signature",
             )
         largest = 1
     return BatchingSpec(
@@ -416,21 +450,19 @@ def _batching_spec(table: BatchingTable, batch: int, provider: str) -> BatchingS
 def _pick(tensors: Sequence[TensorSpec], name: str | None, field: str) -> TensorSpec:
     if name is None:
         if not tensors:
-            raise ModelLoadError(f"{field}: the graph has none")
+            raise ModelLoadError(f"{field}: the graph has none", gate="signature")
         return tensors[0]
     for tensor in tensors:
         if tensor.name == name:
             return tensor
-    raise ModelLoadError(f"{field} = {name!r} is not in the graph; it has {', '.join(t.name for t in tensors)}")
+    raise ModelLoadError(
+        f"{field} = {name!r} is not in the graph; it has {', '.join(t.name for t in tensors)}", gate="signature"
+    )
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+def _parse(path: Path, content: bytes | None) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelLoadError(f"{_short(path)}: {error.strerror or type(error).__name__}") from None
+        return tomllib.loads((content or b"").decode("utf-8"))
     except RecursionError:
         raise ModelLoadError(f"{_short(path)}: nested too deeply") from None
     except ValueError as error:  # TOML's own, text that is not UTF-8, numbers without end

@@ -13,10 +13,11 @@ from service.errors import FoveaError
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model by name and, where the caller cares, by version."""
+    """A model by name and, where the caller cares, by version. Requests of one `key` stay with one version."""
 
     name: str
     version: int | None = None
+    key: str | None = None
 
     def __str__(self) -> str:
         return self.name if self.version is None else f"{self.name}/{self.version}"

@@ -21,6 +21,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from service.drift import CONFIDENCE_BUCKETS, DriftWindow, Reference
 from service.errors import Outcome
 from service.messages import Prediction, Timings
 
@@ -31,7 +32,8 @@ DURATION_BUCKETS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 _BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_DIFFERENCE_BUCKETS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of two scores
+_LOAD_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LABELS_SHOWN = 50
 
 
@@ -46,6 +48,10 @@ class StateSource(Protocol):
 
     def states(self) -> Iterable[tuple[str, str, str]]:
         """(model, version, state) of every version known."""
+        ...
+
+    def roles(self) -> Iterable[tuple[str, str, str, float]]:
+        """(model, version, role, share) of every version that has a role."""
         ...
 
 
@@ -129,7 +135,11 @@ class ModelMetrics:
         number = str(version)
         self.labels = labels
         self.predicted = PredictedLabels(labels)
+        self.drift: DriftWindow | None = None
         self._queued = 0
+        self._failed_executions = metrics.failed_executions.labels(model)
+        self._hung = metrics.hung_executions.labels(model)
+        self._broken = metrics.broken.labels(model, number)
         self._images = metrics.images.labels(model, number)
         self._batch_size = metrics.batch_size.labels(model)
         self._queue_entries = metrics.queue_entries.labels(model)
@@ -137,6 +147,22 @@ class ModelMetrics:
         self._stages = {
             stage: metrics.stage_seconds.labels(model, stage) for stage in ("decode", "queue", "infer", "postprocess")
         }
+
+    def watch_drift(self, reference: Reference | None, window: int) -> None:
+        """Compare what is predicted from now on with `reference`; a window that compares with the same one goes on."""
+        if reference is None:
+            self.drift = None
+        elif self.drift is None or self.drift.reference != reference:
+            self.drift = DriftWindow(reference, window)
+
+    def executions_failed(self, count: int) -> None:
+        self._failed_executions.inc(count)
+
+    def hung(self) -> None:
+        self._hung.inc()
+
+    def broken(self, is_broken: bool) -> None:
+        self._broken.set(is_broken)
 
     def queue_changed(self, entries: int) -> None:
         if entries != self._queued:  # the gauge is the model's: the queues of its versions add up
@@ -155,8 +181,35 @@ class ModelMetrics:
         self._stages["queue"].observe(timings.queue_seconds)
         self._stages["infer"].observe(timings.infer_seconds)
         if predictions:
-            self.predicted.add(predictions[0].index)
-            self._confidence.observe(predictions[0].score)
+            best = predictions[0]
+            self.predicted.add(best.index)
+            self._confidence.observe(best.score)
+            if self.drift is not None:
+                self.drift.add(best.index, best.score)
+
+
+class ShadowMetrics:
+    """What a shadow counts. From its own thread."""
+
+    def __init__(self, metrics: "Metrics", model: str, version: int) -> None:
+        number = str(version)
+        self._rows = {
+            result: metrics.shadow_rows.labels(model, number, result)
+            for result in ("agreed", "disagreed", "failed", "left_out")
+        }
+        self._difference = metrics.shadow_difference.labels(model, number)
+        self._seconds = {role: metrics.shadow_seconds.labels(model, number, role) for role in ("stable", "shadow")}
+
+    def rows(self, result: str, count: int) -> None:
+        self._rows[result].inc(count)
+
+    def score_difference(self, difference: float) -> None:
+        self._difference.observe(difference)
+
+    def executed(self, stable_seconds: float, shadow_seconds: float) -> None:
+        """CPU seconds of the same execution in both versions."""
+        self._seconds["stable"].observe(stable_seconds)
+        self._seconds["shadow"].observe(shadow_seconds)
 
 
 class Metrics:
@@ -194,11 +247,49 @@ class Metrics:
         )
         self.images_rejected = counter("fovea_images_rejected", "Images refused.", ["model", "reason"])
         self.reloads = counter("fovea_model_reloads", "Loads of a version.", ["model", "result"])
+        self.refusals = counter(
+            "fovea_model_refusals", "Versions kept out, by the check they failed.", ["model", "reason"]
+        )
+        self.load_seconds = histogram(
+            "fovea_model_load_duration_seconds",
+            "Loading one version, warm-up included.",
+            ["model"],
+            buckets=_LOAD_BUCKETS,
+        )
+        self.failed_executions = counter(
+            "fovea_failed_executions",
+            "Engine calls that failed, those that look for who is at fault included.",
+            ["model"],
+        )
+        self.hung_executions = counter("fovea_hung_executions", "Engine calls that had to be ended.", ["model"])
+        self.lost_threads = counter("fovea_lost_threads", "Execution threads given up with what hung in them.")
+        self.broken = gauge(
+            "fovea_engine_broken",
+            "1 while a version is out of service as its engine always fails.",
+            ["model", "version"],
+        )
+        self.shadow_rows = counter(
+            "fovea_shadow_images",
+            "Images a shadow was offered, by what became of them.",
+            ["model", "version", "result"],
+        )
+        self.shadow_difference = histogram(
+            "fovea_shadow_score_difference",
+            "How far the shadow scores the stable version's best label from it.",
+            ["model", "version"],
+            buckets=_DIFFERENCE_BUCKETS,
+        )
+        self.shadow_seconds = histogram(
+            "fovea_shadow_duration_seconds",
+            "CPU time of one execution, by the stable version and by its shadow.",
+            ["model", "version", "role"],
+            buckets=DURATION_BUCKETS,
+        )
         self.confidence = histogram(
             "fovea_prediction_confidence",
             "Score of the best prediction.",
             ["model", "version"],
-            buckets=_CONFIDENCE_BUCKETS,
+            buckets=CONFIDENCE_BUCKETS,
         )
         self.repository_errors = counter("fovea_repository_errors", "Looks at the repository that did not work.")
         self.open_connections = gauge("fovea_open_connections", "Connections of clients, as of the last second.")
@@ -243,8 +334,17 @@ class Metrics:
         if not self._times_loaded[model, version]:  # it may have been loaded again beside itself
             self._providers.pop((model, str(version)), None)
 
-    def load_finished(self, model: str, *, ok: bool) -> None:
+    def load_finished(self, model: str, *, ok: bool, seconds: float = 0.0, gate: str = "") -> None:
+        """`gate` is which check a version failed."""
         self.reloads.labels(model, "success" if ok else "failure").inc()
+        if ok:
+            self.load_seconds.labels(model).observe(seconds)
+        else:
+            self.refusals.labels(model, gate or "internal").inc()
+
+    def shadow_of(self, model: str, version: int) -> ShadowMetrics:
+        """Bind the metrics of a shadow."""
+        return ShadowMetrics(self, model, version)
 
     def request_finished(
         self, model: str, version: int | None, protocol: str, outcome: Outcome, seconds: float, receive_seconds: float
@@ -272,6 +372,15 @@ class Metrics:
         for (model, version), metrics in self._loaded.items():
             for label, count in metrics.predicted.series():
                 yield model, str(version), label, count
+
+    def drift_series(self) -> Iterator[tuple[str, str, float, float]]:
+        """(model, version, of the classes, of the confidence) of versions whose window is full."""
+        for (model, version), metrics in self._loaded.items():
+            indices = (
+                metrics.drift.indices() if metrics.drift is not None and self._times_loaded[model, version] else None
+            )
+            if indices is not None:
+                yield model, str(version), *indices
 
     def provider_series(self) -> Iterator[tuple[str, str, str]]:
         for (model, version), provider in self._providers.items():
@@ -301,6 +410,27 @@ class _StateCollector(Collector):
         for model, version, provider in self._metrics.provider_series():
             providers.add_metric([model, version, provider], 1)
         yield providers
+        shares = GaugeMetricFamily(
+            "fovea_rollout_share", "Share of what a role gives a version.", labels=["model", "version", "role"]
+        )
+        for model, version, role, share in self._source.roles():
+            shares.add_metric([model, version, role], share)
+        yield shares
+        classes = GaugeMetricFamily(
+            "fovea_prediction_drift",
+            "Population stability index of the predicted classes against reference.json.",
+            labels=["model", "version"],
+        )
+        confidence = GaugeMetricFamily(
+            "fovea_confidence_drift",
+            "Population stability index of the best scores against reference.json.",
+            labels=["model", "version"],
+        )
+        for model, version, of_classes, of_confidence in self._metrics.drift_series():
+            classes.add_metric([model, version], of_classes)
+            confidence.add_metric([model, version], of_confidence)
+        yield classes
+        yield confidence
         predictions = CounterMetricFamily(
             "fovea_predictions", "Best predictions by label.", labels=["model", "version", "label"]
         )

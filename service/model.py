@@ -1,58 +1,52 @@
 """LoadedModel: one version of one model, ready to answer.
 
-Composes preprocessing, batching, an engine and a task; owns them and closes them. Loading is blocking and runs on a
-thread; everything else belongs to the event loop, but `_work`, which is what a lane runs for a batch.
-Knows no HTTP and not which versions there are.
+Composes preprocessing, batching, an engine and a task; owns them and closes them. It belongs to the event loop, but
+for `_work`, which is what a lane runs for a batch, and what says that it is blocking. Knows no HTTP, not how it was
+loaded and not which versions there are.
 """
 
+import asyncio
 import logging
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from service import manifest as manifests
 from service.batching.batcher import Batcher
-from service.batching.paying import paying_batch_size
 from service.batching.policy import FairShare
 from service.batching.request_queue import Entry
 from service.engine.base import Engine
-from service.engine.ort import OrtEngine
 from service.errors import (
     EngineFailed,
     EngineRefusedInput,
     FoveaError,
     InternalError,
     InvalidTensor,
-    ModelLoadError,
     NoImageSignature,
     OutOfMemory,
 )
-from service.imaging.clips import Inspected, Payload, RowMaker, row_maker
-from service.imaging.decode import DecodeBudget
-from service.imaging.spec import ImageLimits, InputSpec
-from service.inference_statistics import Execution, Statistics
+from service.guard import Guard
+from service.imaging.clips import Inspected, Payload
+from service.imaging.spec import InputSpec
+from service.inference_statistics import Execution
+from service.isolation import isolate
 from service.lane import ExecutionThreads, FusedLane, InlineLane, Lane
+from service.loading import INLINE_SECONDS, LoadContext, LoadedParts, checked_rows, scores_of, trial
+from service.machine import give_back_memory
 from service.manifest import ModelSpec
-from service.messages import Classification, ImagePayload, Prediction, Stage, Timings
-from service.metrics import Metrics, ModelMetrics
-from service.tasks import TASKS, Task
+from service.messages import Classification, ClipPayload, ImagePayload, Prediction, Stage, Timings
+from service.metrics import ModelMetrics
+from service.tasks import Task
 from service.tasks.base import Scores
 from service.tensors import Array, Shapes, Signature, TensorItem, TensorResult, Tensors, items_of, signature_of
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE = "model.onnx"
-_MOST_TIMING_SECONDS = 0.4  # of a load, spent on finding the batch size that pays
-_TIMED_RUNS = 3
-_INLINE_SECONDS = 0.001  # an execution that takes no longer may run on the event loop ...
-_INLINE_BYTES = 128 * 1024  # ... with images or rows that have no more bytes in all, encoded and decoded
+_INLINE_BYTES = 128 * 1024  # images and rows in all, encoded and decoded, that may be worked on on the event loop
 
 
 class ImageItem(NamedTuple):
@@ -61,6 +55,7 @@ class ImageItem(NamedTuple):
     image: Inspected
     top_k: int
     threshold: float | None
+    request_id: str | None = None
 
 
 class RawImageItem(NamedTuple):
@@ -89,25 +84,20 @@ class Answer(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What an execution thread hands back for a batch: an execution for each shape in it, and the answers."""
+    """What an execution thread hands back for a batch: its executions, the answers, and how executions failed."""
 
     executions: list[Execution]
     answered: list[tuple[Entry[Item, Answer], Answer]]
+    faults: list[FoveaError]
 
 
 ModelEntry = Entry[Item, Answer]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadContext:
-    """What every model of a process shares."""
+class Tap(Protocol):
+    """Somebody who is shown the executions of a version, where they ran. Must return at once and never raise."""
 
-    threads: ExecutionThreads
-    limits: ImageLimits
-    budget: DecodeBudget
-    metrics: Metrics
-    statistics: Statistics = field(default_factory=Statistics)
-    max_rows: int = 64  # of a request, as in the settings
+    def offer(self, feeds: Tensors, raw: Array, items: Sequence[Item], cpu_seconds: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +110,6 @@ class ModelDescription:
     engine: Engine
     sha256: str
     instances: int
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedParts:
-    """What loading made, before it is bound to the event loop."""
-
-    spec: ModelSpec
-    engine: Engine
-    task: Task
-    preprocessor: RowMaker | None
-    sha256: str
-    instances: int
-    batch_seconds: float
 
 
 def stages_of(entry: ModelEntry, ended_at: float) -> tuple[Stage, ...]:
@@ -155,107 +132,15 @@ def timings_of(entry: ModelEntry, answer: Answer) -> Timings:
     return Timings(answer.decode_seconds, entry.dispatched_at - entry.queued_at, answer.infer_seconds)
 
 
-def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
-    """Read, resolve, open and warm one version. Blocking. Raises ModelLoadError with the reason."""
-    file = folder / str(version) / MODEL_FILE
-    if not file.is_file():
-        raise ModelLoadError(f"{version}/{MODEL_FILE} is missing")
-    manifest = manifests.read(folder, version)
-    labels = manifests.read_labels(folder, version, manifest)
-    engine = OrtEngine(file, manifest.execution_spec, intra_op_threads=1)
-    spec = manifests.resolve(manifest, labels, engine.inputs, engine.outputs, engine.provider.name)
-    task = TASKS[spec.task_name](spec.task)
-    preprocessor = row_maker(spec.input, context.limits, context.budget) if spec.input else None
-    instances = manifest.execution.instances
-    parts = LoadedParts(spec, engine, task, preprocessor, manifests.checksum(file), instances, math.inf)
-    _warm_up(parts)
-    largest = spec.batching.max_batch_size
-    seconds_of = _time_batches(parts, [largest] if manifest.batching.max_batch_size else _batch_sizes(largest))
-    if not seconds_of:
-        return parts
-    size = paying_batch_size(seconds_of, _INLINE_SECONDS)
-    batching = replace(spec.batching, max_batch_size=size)
-    return replace(parts, spec=replace(spec, batching=batching), batch_seconds=seconds_of[size])
-
-
-def _warm_up(parts: LoadedParts) -> None:
-    """Run batches of 1, 2 and the largest size, and look whether the answer can be what the manifest says."""
-    if parts.spec.input is None:
-        return
-    largest = parts.spec.batching.max_batch_size
-    for size in sorted({1, min(2, largest), largest}):
-        try:
-            raw = _run(parts, _noise(parts.spec.input, size))
-            parts.task.scores(raw)
-        except EngineFailed as error:
-            because = f": {' '.join(str(error.__cause__).split())[:300]}" if error.__cause__ else ""
-            raise ModelLoadError(f"warm-up with {size} images of random pixels: {error}{because}") from None
-        _refuse_activation_twice(parts.spec, raw)
-
-
-def _batch_sizes(largest: int) -> list[int]:
-    return [size for size in (2, 4, 8, 16, 32) if size <= largest] or [largest]
-
-
-def _time_batches(
-    parts: LoadedParts, sizes: Sequence[int], clock: Callable[[], float] = time.perf_counter
-) -> dict[int, float]:
-    """Seconds of an execution by batch size, as far as there is time for; nothing for a model that takes no images."""
-    seconds_of: dict[int, float] = {}
-    if parts.spec.input is None:
-        return seconds_of
-    started_at = clock()
-    for size in sizes:
-        noise = _noise(parts.spec.input, size)
-        for _ in range(_TIMED_RUNS):
-            run_at = clock()
-            if run_at - started_at > _MOST_TIMING_SECONDS:
-                return seconds_of
-            _run(parts, noise)
-            seconds_of[size] = min(seconds_of.get(size, math.inf), clock() - run_at)
-    return seconds_of
-
-
 def _lane(parts: LoadedParts, threads: ExecutionThreads) -> Lane:
     """Where the version runs: what the manifest says, else by provider and by what warm-up measured."""
     if parts.instances:
         return FusedLane(threads, parts.instances)
     if parts.engine.provider.name != "cpu":
         return FusedLane(threads, 1)
-    if parts.batch_seconds <= _INLINE_SECONDS:
+    if parts.batch_seconds <= INLINE_SECONDS:
         return InlineLane(threads)
     return FusedLane(threads, threads.count)
-
-
-def _noise(spec: InputSpec, size: int) -> npt.NDArray[Any]:
-    noise = np.random.default_rng(0).integers(0, 256, (size, *spec.shape)).astype(spec.dtype)
-    return noise if spec.dtype == "uint8" else noise / np.asarray(255, noise.dtype)
-
-
-def _refuse_activation_twice(spec: ModelSpec, raw: npt.NDArray[Any]) -> None:
-    rows = raw.reshape(len(raw), -1).astype(np.float64)
-    if rows.min() < 0 or rows.max() > 1:
-        return
-    if spec.task.activation == "softmax" and rows.shape[1] > 1 and np.allclose(rows.sum(axis=1), 1, atol=1e-3):
-        raise ModelLoadError(
-            'output.activation = "softmax", and the graph\'s output already adds up to 1: set activation = "none"'
-        )
-
-
-def _run(parts: LoadedParts, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    assert parts.spec.input is not None
-    outputs = parts.engine.run({parts.spec.input.tensor: batch})
-    place = [output.name for output in parts.engine.outputs].index(parts.spec.output_tensor)
-    return _checked_rows(outputs[place], len(batch))
-
-
-def _checked_rows(raw: npt.NDArray[Any], images: int) -> npt.NDArray[Any]:
-    if raw.ndim == 0 or len(raw) != images:
-        rows = len(raw) if raw.ndim else 0
-        raise EngineFailed(
-            f"The model gave {rows} rows for a batch of {images}; its first dimension must be the batch."
-        )
-    return raw
 
 
 def _scores_or_fault(task: Task, row: npt.NDArray[Any]) -> Scores | EngineFailed:
@@ -316,8 +201,12 @@ class LoadedModel:
         self._metrics: ModelMetrics = context.metrics.model_loaded(
             name, version, parts.spec.task.labels, parts.engine.provider.name
         )
+        self._metrics.watch_drift(parts.reference, context.drift_window)
         self._all_metrics = context.metrics
         self._lane = _lane(parts, context.threads)
+        retry = partial(trial, parts) if parts.spec.input else None
+        self.guard = Guard(f"{name}/{version}", self._lane, parts.engine, retry, self._metrics)
+        self.tap: Tap | None = None
         batching = parts.spec.batching
         self._batcher: Batcher[Item, Answer] = Batcher(
             batching, FairShare(batching), self._execute, self._metrics, instances=self._lane.width
@@ -330,6 +219,11 @@ class LoadedModel:
             parts.spec.task_name, parts.spec.task.labels, parts.spec, parts.engine, parts.sha256, self._lane.width
         )
 
+    @property
+    def fault(self) -> str:
+        """Why it cannot serve now; empty where it can."""
+        return self.guard.fault
+
     def grouped(self, images: Sequence[ImagePayload]) -> Sequence[Payload]:
         """What of a request's images is answered together: each image, or all of them as a clip."""
         return images if self._parts.preprocessor is None else self._parts.preprocessor.grouped(images)
@@ -339,6 +233,47 @@ class LoadedModel:
         if self._parts.preprocessor is None:
             raise NoImageSignature(f"Model {self.name!r} takes tensors: its manifest has no image preprocessing.")
         return self._parts.preprocessor.inspect(payload)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._parts.spec.task.labels
+
+    def scores(self, raw: Array) -> Scores:
+        """The task's scores of raw output rows. Blocking. Raises EngineFailed."""
+        return self._parts.task.scores(raw)
+
+    def score_image(self, image: bytes) -> Scores:
+        """What one encoded image scores, past queue and limits. Blocking. Raises InvalidImage, EngineFailed."""
+        return scores_of(self._parts, image)
+
+    def best_of_image(self, image: bytes) -> Prediction | None:
+        """Its best prediction; a multilabel model may have none. Blocking. Raises InvalidImage, EngineFailed."""
+        return next(iter(self._parts.task.predictions(self.score_image(image), 1, None)), None)
+
+    def run_again(self, feeds: Tensors, items: Sequence[Item], of: "LoadedModel") -> Array:
+        """This version's raw output rows for an execution of another version. Blocking. Raises FoveaError.
+
+        Its tensors are taken as they are where both versions want them the same way, else its images decoded again.
+        """
+        spec, theirs = self._parts.spec.input, of._parts.spec.input
+        if spec is not None and (theirs is None or replace(theirs, tensor=spec.tensor) != spec):
+            rows = self._decoded_again(spec, items)
+        else:
+            rows = {mine.name: array for mine, array in zip(self.signature.inputs, feeds.values(), strict=True)}
+        return checked_rows(self._parts.engine.run(rows)[self._output_index], len(items))
+
+    def _decoded_again(self, spec: InputSpec, items: Sequence[Item]) -> dict[str, Array]:
+        preprocessor = self._parts.preprocessor
+        assert preprocessor is not None
+        rows = np.empty((len(items), *spec.shape), spec.dtype)
+        for item, row in zip(items, rows, strict=True):
+            if isinstance(item, TensorItem):
+                raise InvalidTensor("A tensor made for another preprocessing.")
+            payload = item.image.payload
+            if isinstance(payload, ClipPayload) and spec.layout != "nthwc":
+                raise InvalidTensor("A clip, where this version takes pictures.")
+            preprocessor.prepare(preprocessor.inspect(payload), row)
+        return {spec.tensor: rows}
 
     def rows_of(self, tensors: Tensors) -> list[TensorItem]:
         """A request's tensors as rows to submit. Raises InvalidTensor."""
@@ -390,15 +325,21 @@ class LoadedModel:
     async def drain(self) -> None:
         """Return when nothing of this version is queued or running."""
         await self._batcher.drain()
+        await self.guard.close()
 
     def close(self) -> None:
         """Free the engine. Only after `drain`."""
         self._all_metrics.model_unloaded(self.name, self.version)
         self._parts.engine.close()
+        asyncio.get_running_loop().run_in_executor(None, give_back_memory)
 
     async def _execute(self, batch: Sequence[ModelEntry]) -> list[tuple[ModelEntry, Answer]]:
         light = sum(_nbytes(entry.item) for entry in batch) <= _INLINE_BYTES
-        done = await self._lane.run(partial(self._work, batch), light=light)
+        done = await self.guard.run(partial(self._work, batch), light=light)
+        if done.faults:
+            self._account(done)
+        elif done.answered:
+            self.guard.succeeded()
         for execution in done.executions:
             self.statistics.executed(execution)
         self._metrics.postprocessed(sum(execution.output_seconds for execution in done.executions))
@@ -406,7 +347,7 @@ class LoadedModel:
 
     def _work(self, batch: Sequence[ModelEntry]) -> Done:
         """Fill, run, finish. Where the lane runs it. Rows of different shapes run apart from each other."""
-        done = Done([], [])
+        done = Done([], [], [])
         for group in [batch] if self._stackable else self._by_shape(batch):
             self._run_group(group, done)
         return done
@@ -424,30 +365,79 @@ class LoadedModel:
             groups.setdefault(key, []).append(entry)
         return list(groups.values())
 
+    def _account(self, done: Done) -> None:
+        """Some execution failed: was it an item, or everything?"""
+        self._metrics.executions_failed(len(done.faults))
+        if done.answered:
+            self.guard.succeeded()
+        elif any(not isinstance(fault, InvalidTensor) for fault in done.faults):
+            self.guard.failed()
+
     def _run_group(self, group: Sequence[ModelEntry], done: Done) -> None:
-        """One execution of entries that can be stacked.
+        """Answer entries that can be stacked. Where there is no memory for all of them, for half of them at a time."""
+        try:
+            self._run_whole(group, done)
+        except MemoryError:
+            if len(group) == 1:
+                group[0].reject(OutOfMemory())
+                return
+            half = len(group) // 2
+            self._run_group(group[:half], done)
+            self._run_group(group[half:], done)
+
+    def _run_whole(self, group: Sequence[ModelEntry], done: Done) -> None:
+        """One execution, and where it fails those that find who is at fault.
 
         A damaged image is rejected on its own, before the others run: it takes no neighbour with it. Nor does a
-        tensor that the graph fails on: its batch is run again, one row at a time.
+        tensor, or an image, that the graph fails on.
         """
         feeds, good = self._filled(group)
         if not good:
             return
+        fault = self._run_filled(feeds, good, done)
+        if fault is None:
+            return
+
+        def run(places: Sequence[int]) -> bool:
+            nonlocal fault
+            part = {name: array[places] for name, array in feeds.items()}
+            failed = self._run_filled(part, [good[place] for place in places], done)
+            fault = failed or fault
+            return failed is None
+
+        for place in isolate(range(len(good)), run):
+            good[place][0].reject(self._fault_of(good[place][0].item, fault))
+
+    def _run_filled(
+        self, feeds: Tensors, good: Sequence[tuple[ModelEntry, float, float]], done: Done
+    ) -> FoveaError | None:
+        """One execution and the answers of its entries; or why it failed. Raises MemoryError."""
+        tap = self.tap
+        cpu_at = time.thread_time() if tap is not None else 0.0
         infer_at = time.monotonic()
         try:
             outputs = self._parts.engine.run(feeds)
             for place in self._outputs_with_rows:
-                _checked_rows(outputs[place], len(good))
+                checked_rows(outputs[place], len(good))
         except EngineFailed as error:
-            if not any(isinstance(entry.item, TensorItem) for entry, _, _ in good):
-                raise
-            if len(good) == 1:
-                good[0][0].reject(self._fault_of_tensor(error))
-                return
-            for entry, _, _ in good:
-                self._run_group([entry], done)
-            return
+            done.faults.append(self._fault_of(good[0][0].item, error))
+            return error
         finish_at = time.monotonic()
+        if tap is not None and self.signature.is_batched:
+            items = [entry.item for entry, _, _ in good]
+            tap.offer(feeds, outputs[self._output_index], items, time.thread_time() - cpu_at)
+        self._finish(outputs, good, infer_at, finish_at, done)
+        return None
+
+    def _finish(
+        self,
+        outputs: Sequence[Array],
+        good: Sequence[tuple[ModelEntry, float, float]],
+        infer_at: float,
+        finish_at: float,
+        done: Done,
+    ) -> None:
+        """What the callers asked for, made of the outputs."""
         infer_seconds = finish_at - infer_at
         scores = self._scores_of_each(outputs[self._output_index], good)
         no_predictions: tuple[Prediction, ...] = ()
@@ -458,6 +448,7 @@ class LoadedModel:
                 rows = self._row_of(outputs, place)
             elif isinstance(row := scores[place], EngineFailed):
                 entry.reject(row)
+                done.faults.append(row)
                 continue
             else:
                 predictions = self._parts.task.predictions(row, item.top_k, item.threshold)
@@ -515,12 +506,12 @@ class LoadedModel:
             return tuple(outputs)
         return tuple(outputs[index][place] for index in self._outputs_with_rows)
 
-    def _fault_of_tensor(self, error: EngineFailed) -> FoveaError:
-        """What the caller of a tensor is told that the graph failed on, alone in its execution.
+    def _fault_of(self, item: Item, error: FoveaError) -> FoveaError:
+        """What the caller of an item is told that the graph failed on.
 
         Where shapes are open, or values are indices, a tensor can fit the signature and not the graph.
         """
-        if isinstance(error, EngineRefusedInput) or not self.signature.is_fixed:
+        if isinstance(item, TensorItem) and (isinstance(error, EngineRefusedInput) or not self.signature.is_fixed):
             return InvalidTensor("The model cannot run on this input: its shape or its values do not fit the graph.")
         return error
 

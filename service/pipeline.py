@@ -22,6 +22,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.inference_statistics import VersionStatistics
+from service.logs import request_id_var
 from service.messages import (
     Classification,
     ClipPayload,
@@ -217,7 +218,7 @@ def _enter(
         inspected = model.inspect(image)
     except _IMAGE_FAULTS as error:
         return error
-    item = ImageItem(inspected, request.top_k, request.threshold)
+    item = ImageItem(inspected, request.top_k, request.threshold, request_id_var.get())
     return model.submit(item, request.deadline_at, ticket.slot.share)
 
 

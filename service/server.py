@@ -10,33 +10,43 @@ Lifecycle, in order:
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from functools import partial
 
 from service import manifest as manifests
 from service.admission import Admission
 from service.config import Settings
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, ModelLoadError
 from service.health import Readiness, ServerState, readiness
 from service.imaging.decode import DecodeBudget
 from service.imaging.formats import FORMATS
 from service.imaging.spec import ImageLimits
 from service.lane import ExecutionThreads
+from service.loading import LoadContext, load
 from service.machine import affinity, usable_cpus
 from service.metrics import Metrics
-from service.model import LoadContext, LoadedModel, load
+from service.model import LoadedModel
 from service.pipeline import Pipeline
-from service.repository.manager import ModelRepository, Source, watch
+from service.repository.manager import ModelRepository, watch
 from service.repository.policy import Latest, VersionPolicy
+from service.repository.rollout import Rollout, Share
+from service.repository.scanner import Source
 from service.repository.source import FolderSource, FoundModel
+from service.shadow import Shadows
 
 logger = logging.getLogger(__name__)
+
+_WATCH_SECONDS = 1.0  # between two looks for executions that hang
+_LOST_DEVICE_SECONDS = 20.0  # four tries: a process never gets a lost device back, a new one may
+_MOST_LOST_THREADS = 3  # each keeps what it ran in memory; then a new process is better
 
 
 class ModelLoader:
     """Brings versions to life for the repository: reads manifests, loads on a thread, binds on the event loop."""
 
-    def __init__(self, context: LoadContext) -> None:
+    def __init__(self, context: LoadContext, timeout_seconds: float) -> None:
         self._context = context
+        self._timeout_seconds = timeout_seconds
 
     def version_policy(self, model: FoundModel) -> VersionPolicy:
         policy = manifests.read(model.folder).version_policy
@@ -44,15 +54,33 @@ class ModelLoader:
             return Latest()
         return Latest(policy.latest) if isinstance(policy, manifests.VersionsTable) else policy
 
+    def rollout(self, model: FoundModel) -> Rollout:
+        table = manifests.read(model.folder).rollout
+        canary, shadow = (
+            None if share is None else Share(share.version, share.percent) for share in (table.canary, table.shadow)
+        )
+        return Rollout(table.stable, canary, shadow)
+
     async def load(self, model: FoundModel, version: int) -> LoadedModel:
-        parts = await asyncio.to_thread(partial(load, model.folder, version, self._context))
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                parts = await asyncio.to_thread(partial(load, model.folder, version, self._context))
+        except TimeoutError:
+            raise ModelLoadError(
+                f"loading took longer than repository.load_timeout_s = {self._timeout_seconds:g}", gate="time_out"
+            ) from None
         return LoadedModel(model.name, version, parts, self._context)
 
 
 class InferenceServer:
-    """Everything behind the front-ends. Create it inside a running event loop; `source` replaces the folder scan."""
+    """Everything behind the front-ends. Create it inside a running event loop; `source` replaces the folder scan.
 
-    def __init__(self, settings: Settings, version: str, source: Source | None = None) -> None:
+    `unread` names files of versions that are about to be written, so that what they say now does not count.
+    """
+
+    def __init__(
+        self, settings: Settings, version: str, source: Source | None = None, unread: Iterable[str] = ()
+    ) -> None:
         self.settings = settings
         self.version = version
         self.state = ServerState.STARTING
@@ -60,10 +88,22 @@ class InferenceServer:
         self.threads = ExecutionThreads(settings.execution.threads or usable_cpus(), affinity())
         limits = image_limits(settings)
         context = LoadContext(
-            self.threads, limits, DecodeBudget(limits.decode_bytes), self.metrics, max_rows=settings.limits.max_rows
+            self.threads,
+            limits,
+            DecodeBudget(limits.decode_bytes),
+            self.metrics,
+            max_rows=settings.limits.max_rows,
+            sums_required=settings.repository.require_checksums,
+            max_version_bytes=settings.repository.max_version_bytes,
+            drift_window=settings.drift.window_images,
+            unread=frozenset(unread),
         )
+        self.shadows = Shadows(self.metrics)
         self.repository: ModelRepository[LoadedModel] = ModelRepository(
-            source or FolderSource(settings.repository.path), ModelLoader(context), self.metrics
+            source or FolderSource(settings.repository.path),
+            ModelLoader(context, settings.repository.load_timeout_s),
+            self.metrics,
+            roles_changed=self._roles_changed,
         )
         self.metrics.watch(self.repository)
         self.admission = Admission(
@@ -96,9 +136,23 @@ class InferenceServer:
         self.started.set()
         verdict = self.readiness
         logger.info("started", extra={"ready": verdict.ready, "reason": verdict.reason, "threads": self.threads.count})
-        if interval := self.settings.repository.poll_interval_s:
-            await watch(self.repository.reconcile, interval, self._look_failed)
-        await asyncio.Event().wait()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_executions(), name="executions")
+            if interval := self.settings.repository.poll_interval_s:
+                group.create_task(watch(self.repository.reconcile, interval, self._look_failed), name="repository")
+
+    async def _watch_executions(self) -> None:
+        """End what hangs. Raises RuntimeError, which ends the process, once a device or too many threads are lost."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            lost = sum(model.guard.look(self.settings.execution.hang_s) for model in self.repository.loaded())
+            if lost:
+                self.metrics.lost_threads.inc(lost)
+                self.threads.replace_lost(lost)
+            if self.threads.lost > _MOST_LOST_THREADS:
+                raise RuntimeError(f"{self.threads.lost} execution threads hang")
+            if device_is_lost(self.repository.loaded()):
+                raise RuntimeError("every version on the device fails: it is lost")
 
     def drain(self) -> None:
         """Readiness falls at once; everything else goes on."""
@@ -110,12 +164,21 @@ class InferenceServer:
         self.admission.close()
         self.state = ServerState.STOPPED
         await self.repository.close()
-        self.threads.close()
+        await asyncio.to_thread(self.threads.close)
         logger.info("stopped")
+
+    def _roles_changed(self, name: str) -> None:
+        self.shadows.follow(self.repository, name)
 
     def _look_failed(self, reason: str) -> None:
         self.metrics.repository_errors.inc()
         logger.error("repository_unreadable", extra={"reason": reason})
+
+
+def device_is_lost(models: Iterable[LoadedModel]) -> bool:
+    """Whether there are versions on a device, and all of them have failed on everything for long enough."""
+    on_device = [model for model in models if model.description.engine.provider.name != "cpu"]
+    return bool(on_device) and all(model.guard.broken_seconds > _LOST_DEVICE_SECONDS for model in on_device)
 
 
 def image_limits(settings: Settings) -> ImageLimits:

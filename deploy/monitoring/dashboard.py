@@ -79,6 +79,9 @@ def or_none(expression: str, label: str) -> str:
 
 OK = MODEL + ', outcome="ok"'
 NOT_OK = MODEL + ', outcome!="ok"'
+FAILED = ', outcome="error"'
+AGREED = ', result="agreed"'
+COMPARED = ', result=~"agreed|disagreed"'
 UNSURE = MODEL + ', le="0.5"'
 REQUESTS = rate("fovea_requests_total")
 ANSWERABLE = rate("fovea_requests_total", MODEL + ', outcome!~"client_error|cancelled"')
@@ -437,6 +440,105 @@ MODELS = Row(
     ),
 )
 
+ROLLOUT = Row(
+    "Rollout",
+    (
+        Panel(
+            "Roles",
+            "What its role gives a version: stable and canary share the requests that name no version, the shadow is "
+            "shown its share of executions.",
+            ((f"avg by (model, version, role) (fovea_rollout_share{{{MODEL}}})", "{{model}} {{version}} {{role}}"),),
+            unit="percentunit",
+            width=8,
+        ),
+        Panel(
+            "Failed requests by version",
+            "Share of a version's requests that ended in 500. A canary above the stable version is taken back.",
+            (
+                (
+                    f"{rate('fovea_requests_total', MODEL + FAILED, 'model, version')} / "
+                    f"({rate('fovea_requests_total', MODEL, 'model, version')} > 0)",
+                    "{{model}} {{version}}",
+                ),
+            ),
+            unit="percentunit",
+            width=8,
+        ),
+        Panel(
+            "Shadow agrees",
+            "Share of compared images that shadow and stable version call the same. Examples of those they do not: "
+            "GET /api/v1/models/MODEL/rollout.",
+            (
+                (
+                    f"{rate('fovea_shadow_images_total', MODEL + AGREED, 'model, version')} / "
+                    f"({rate('fovea_shadow_images_total', MODEL + COMPARED, 'model, version')} > 0)",
+                    "{{model}} {{version}}",
+                ),
+            ),
+            unit="percentunit",
+            width=8,
+        ),
+        Panel(
+            "Images a shadow was shown",
+            "A second, by what became of them. left_out: there was no idle time for it. failed: see shadow_failed in "
+            "the log.",
+            ((rate("fovea_shadow_images_total", MODEL, "model, result"), "{{model}} {{result}}"),),
+            width=8,
+        ),
+        Panel(
+            "Score difference of the shadow, mean",
+            "How far it scores the stable version's best label from it.",
+            ((mean("fovea_shadow_score_difference", "model, version"), "{{model}} {{version}}"),),
+            width=8,
+        ),
+        Panel(
+            "CPU time of an execution, stable and shadow",
+            "Of the same executions, on average: what the shadow's version would cost.",
+            ((mean("fovea_shadow_duration_seconds", "model, version, role"), "{{model}} {{version}} {{role}}"),),
+            unit="s",
+            width=8,
+        ),
+        Panel(
+            "Versions refused, by check",
+            "Since the replicas started. The reason of each stands in the list of models and in the log.",
+            ((f"sum by (model, reason) (fovea_model_refusals_total{{{MODEL}}})", "{{model}} {{reason}}"),),
+            width=8,
+        ),
+        Panel(
+            "Loads take, mean",
+            "From reading the files to being warm. Longer where the machine is busy.",
+            ((mean("fovea_model_load_duration_seconds", "model"), "{{model}}"),),
+            unit="s",
+            width=8,
+        ),
+        Panel(
+            "Executions that failed or hung",
+            "A second. A few of one model: images or tensors that its graph cannot run; each is found, and refused "
+            "alone.",
+            (
+                (rate("fovea_failed_executions_total", MODEL, "model"), "{{model}} failed"),
+                (rate("fovea_hung_executions_total", MODEL, "model"), "{{model}} hung"),
+            ),
+            width=8,
+        ),
+        Panel(
+            "Drift of the classes",
+            "Population stability index of the last predictions against reference.json, less what chance alone gives: "
+            "under 0.1 is nothing, over 0.2 another traffic.",
+            ((f"fovea_prediction_drift{{{MODEL}}}", "{{model}} {{version}} {{instance}}"),),
+            width=12,
+            steps=((None, "green"), (0.1, "yellow"), (0.2, "red")),
+        ),
+        Panel(
+            "Drift of the confidence",
+            "The same of the best scores. Without drift of the classes: images that the model finds harder.",
+            ((f"fovea_confidence_drift{{{MODEL}}}", "{{model}} {{version}} {{instance}}"),),
+            width=12,
+            steps=((None, "green"), (0.1, "yellow"), (0.2, "red")),
+        ),
+    ),
+)
+
 ANSWERS = Row(
     "Answers",
     (
@@ -560,7 +662,7 @@ GPU = Row(
     ),
 )
 
-ROWS = (NOW, TRAFFIC, ERRORS, LATENCY, QUEUE, MODELS, ANSWERS, PROCESS, GPU)
+ROWS = (NOW, TRAFFIC, ERRORS, LATENCY, QUEUE, MODELS, ROLLOUT, ANSWERS, PROCESS, GPU)
 
 
 def _query(expression: str, legend: str, place: int, kind: Kind) -> prometheus.Dataquery:

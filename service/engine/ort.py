@@ -51,21 +51,32 @@ def _prepare_runtime() -> None:
 
 
 class OrtEngine:
-    """Loads `path` on the first of `spec.providers` that works. Raises ModelLoadError with the reason of each.
+    """Loads `model`, a file or its bytes, on the first of `spec.providers` that works.
 
-    `intra_op_threads` is used where the spec leaves it at 0.
+    Raises ModelLoadError with the reason of each. `external` holds the bytes of the files that tensors of the model lie
+    in; of bytes nothing else is read. `intra_op_threads` is used where the spec leaves it at 0.
     """
 
-    def __init__(self, path: Path, spec: ExecutionSpec, *, intra_op_threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        spec: ExecutionSpec,
+        *,
+        external: Mapping[str, bytes] | None = None,
+        intra_op_threads: int = 1,
+    ) -> None:
         _prepare_runtime()
-        self._session, self.provider = _open(path, spec, spec.intra_op_threads or intra_op_threads)
+        self._session, self.provider = _open(model, external or {}, spec, spec.intra_op_threads or intra_op_threads)
         self.inputs = tuple(_tensor(node) for node in self._session.get_inputs())
         self.outputs = tuple(_tensor(node) for node in self._session.get_outputs())
         self._output_names = [output.name for output in self.outputs]
+        self._runs: set[ort.RunOptions] = set()  # of the runs under way
 
     def run(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+        options = ort.RunOptions()
+        self._runs.add(options)
         try:
-            outputs: list[Tensor] = self._session.run(self._output_names, feeds)
+            outputs: list[Tensor] = self._session.run(self._output_names, feeds, options)
         except Exception as error:
             if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
                 raise MemoryError from error
@@ -73,18 +84,26 @@ class OrtEngine:
                 raise EngineRefusedInput("The model failed on this input.") from error
             logger.exception("engine_run_failed")
             raise EngineFailed("The model failed on this input.") from error
+        finally:
+            self._runs.discard(options)
         return outputs
+
+    def terminate(self) -> None:
+        for options in list(self._runs):
+            options.terminate = True
 
     def close(self) -> None:
         del self._session
 
 
-def _open(path: Path, spec: ExecutionSpec, intra_op_threads: int) -> tuple[ort.InferenceSession, ProviderInfo]:
+def _open(
+    model: Path | bytes, external: Mapping[str, bytes], spec: ExecutionSpec, intra_op_threads: int
+) -> tuple[ort.InferenceSession, ProviderInfo]:
     reasons: list[str] = []
     for name in spec.providers:
         provider = PROVIDERS[name]
         try:
-            session = _session(path, provider, spec, intra_op_threads)
+            session = _session(model, external, provider, spec, intra_op_threads)
         except ModelLoadError as error:
             reasons.append(f"{name}: {error}")
             continue
@@ -92,11 +111,15 @@ def _open(path: Path, spec: ExecutionSpec, intra_op_threads: int) -> tuple[ort.I
         if in_use == name:
             return session, ProviderInfo(name, "; ".join(reasons) or None)
         reasons.append(f"{name}: onnxruntime fell back to {in_use}; {provider.remedy}")
-    raise ModelLoadError("no execution provider of the manifest works: " + "; ".join(reasons))
+    raise ModelLoadError("no execution provider of the manifest works: " + "; ".join(reasons), gate="engine")
 
 
 def _session(
-    path: Path, provider: ExecutionProvider, spec: ExecutionSpec, intra_op_threads: int
+    model: Path | bytes,
+    external: Mapping[str, bytes],
+    provider: ExecutionProvider,
+    spec: ExecutionSpec,
+    intra_op_threads: int,
 ) -> ort.InferenceSession:
     if provider.ort_name not in ort.get_available_providers():
         raise ModelLoadError(f"not in this onnxruntime; {provider.remedy}")
@@ -105,6 +128,10 @@ def _session(
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning takes cores from decoding
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was inspected, not ORT's own format
+    if external:
+        names, contents = list(external), list(external.values())
+        options.add_external_initializers_from_files_in_memory(names, contents, [len(one) for one in contents])
     providers = [(provider.ort_name, provider.options(spec))]
     if provider.name != "cpu":
         if "cpu" in spec.providers:
@@ -112,9 +139,10 @@ def _session(
         else:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        source = model if isinstance(model, bytes) else str(model)
+        return ort.InferenceSession(source, options, providers=providers)
     except Exception as error:
-        raise ModelLoadError(_one_line(error, path)) from error
+        raise ModelLoadError(_one_line(error, model)) from error
 
 
 def _tensor(node: ort.NodeArg) -> TensorSpec:
@@ -123,8 +151,9 @@ def _tensor(node: ort.NodeArg) -> TensorSpec:
     return TensorSpec(node.name, _NUMPY_OF.get(node.type, node.type), shape, rows)
 
 
-def _one_line(error: Exception, path: Path) -> str:
+def _one_line(error: Exception, model: Path | bytes) -> str:
     """What ONNX Runtime says, without where the file lies on this machine."""
-    return (
-        " ".join(str(error).replace(str(path), f"{path.parent.name}/{path.name}").split())[:400] or type(error).__name__
-    )
+    text = str(error)
+    if isinstance(model, Path):
+        text = text.replace(str(model), f"{model.parent.name}/{model.name}")
+    return " ".join(text.split())[:400] or type(error).__name__

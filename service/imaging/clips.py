@@ -35,6 +35,11 @@ class InspectedClip:
         return sum(len(picture.data) + picture.decoded_bytes * repeated for picture in self.pictures)
 
     @property
+    def payload(self) -> ClipPayload:
+        """As it came, for another preprocessing."""
+        return ClipPayload(tuple(picture.payload for picture in self.pictures))
+
+    @property
     def info(self) -> ImageInfo:
         """Of its first frame."""
         return self.pictures[0].info

@@ -47,6 +47,11 @@ class InspectedImage:
         return len(self.data) + self.decoded_bytes
 
     @property
+    def payload(self) -> ImagePayload:
+        """As it came, for another preprocessing."""
+        return ImagePayload(self.data)
+
+    @property
     def info(self) -> ImageInfo:
         return ImageInfo(self.header.format, *self.displayed)
 

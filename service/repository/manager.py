@@ -14,7 +14,14 @@ so nothing is ever closed under a request.
 
 *Availability first.* A new version loads beside the old one and takes over in one assignment (`_serve`), when it is
 READY and not before. A version that fails its gates stays out, with its reason in the table, and the old one keeps
-serving; it is tried again when its files change. A folder that vanishes, empties or cannot be read unloads nothing.
+serving; it is tried again when its files change, and a few times where the reason may pass by itself. A folder that
+vanishes, empties or cannot be read unloads nothing. Nor does one that hangs (`scanner.py`).
+
+*Roles.* Which versions are in service is the policy's and the rollout's; who answers requests without a version is the
+rollout's alone, and takes effect by assigning `default` and `canary`: a rollback between versions in service is done at
+once, whatever is being loaded. The version that a call replaced stays in service until the next call, so that going
+back is such a case. A call names versions that are not in service: they are loaded first, and nothing changes if one
+fails its gates. A [rollout] in model.toml that changes replaces what a call said.
 
 *By name.* An unload is held: nothing of the model comes back until it is loaded by name, or the process starts again.
 A load by name looks at the folder at once, takes what is there as complete, tries again what failed, and loads a
@@ -29,26 +36,42 @@ All state belongs to the event loop. Loading is blocking and runs where the load
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from service.errors import ConfigurationError, LoadRefused, ModelNotFound, ModelNotReady
+from service.errors import (
+    ConfigurationError,
+    LoadRefused,
+    ModelLoadError,
+    ModelNotFound,
+    ModelNotReady,
+    RolloutRefused,
+)
 from service.messages import ModelRef
 from service.repository import policy as policies
 from service.repository.policy import Latest, Load, VersionPolicy
+from service.repository.rollout import Rollout, Share, goes_to_canary, stable_of
+from service.repository.scanner import Scanner, Source
 from service.repository.source import Fingerprint, FoundModel
 from service.repository.states import ModelState, check
 
 logger = logging.getLogger(__name__)
 
+RETRIES = 5
+RETRY_SECONDS = 60.0
+_PASSING = frozenset({"files", "engine", "time_out", "internal"})  # gates whose reason may pass: memory, a file system
 _UNLOADED = "unloaded"  # Triton's word in the index
 
 
 class Servable(Protocol):
-    """What the repository must be able to do with a loaded version."""
+    """What the repository must be able to do with a loaded version. `fault` is why it cannot serve now, or empty."""
+
+    @property
+    def fault(self) -> str: ...
 
     async def drain(self) -> None: ...
 
@@ -59,14 +82,12 @@ ModelT = TypeVar("ModelT", bound=Servable)
 LoadedT_co = TypeVar("LoadedT_co", bound=Servable, covariant=True)
 
 
-class Source(Protocol):
-    def scan(self) -> dict[str, FoundModel]: ...
-
-
 class Loader(Protocol[LoadedT_co]):
-    """How versions come to life. Both raise ConfigurationError with the reason for a person."""
+    """How versions come to life. All raise ConfigurationError with the reason for a person."""
 
     def version_policy(self, model: FoundModel) -> VersionPolicy: ...
+
+    def rollout(self, model: FoundModel) -> Rollout: ...
 
     async def load(self, model: FoundModel, version: int) -> LoadedT_co: ...
 
@@ -76,7 +97,12 @@ class Observer(Protocol):
 
     def models_found(self, names: Iterable[str]) -> None: ...
 
-    def load_finished(self, model: str, *, ok: bool) -> None: ...
+    def load_finished(self, model: str, *, ok: bool, seconds: float = 0.0, gate: str = "") -> None:
+        """`gate` is which check a version failed."""
+        ...
+
+
+_NO_ROLLOUT = Rollout()
 
 
 @dataclass(slots=True)
@@ -88,6 +114,8 @@ class _Record(Generic[ModelT]):
     reason: str = ""
     loaded: ModelT | None = None
     leases: int = 0
+    attempts: int = 0
+    retry_at: float = 0.0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -97,7 +125,12 @@ class _Model(Generic[ModelT]):
     problem: str | None = None
     policy: VersionPolicy = field(default_factory=Latest)
     records: dict[int, _Record[ModelT]] = field(default_factory=dict)
+    rollout: Rollout = _NO_ROLLOUT
+    configured: Rollout = _NO_ROLLOUT  # what model.toml said last
+    coming: frozenset[int] = frozenset()  # asked for by a call that waits for them
+    previous: int | None = None  # was stable before the last call
     default: int | None = None
+    canary: Share | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +143,29 @@ class VersionStatus(Generic[ModelT]):
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus(Generic[ModelT]):
-    """One line of the index. `default` is the version that answers requests without one; `card` a file to read."""
+    """One line of the index. `default` is the version that answers requests without one, `fault` why it cannot now.
+
+    `card` is a file to read.
+    """
 
     name: str
     problem: str | None
     default: int | None
     versions: tuple[VersionStatus[ModelT], ...]
     card: Path | None = None
+    fault: str = ""
 
     @property
     def is_ready(self) -> bool:
-        return self.default is not None
+        return self.default is not None and not self.fault
 
     @property
     def reason(self) -> str:
         """Why the model is not ready; empty where it is."""
         if self.is_ready:
             return ""
+        if self.fault:
+            return f"version {self.default}: {self.fault}"
         if self.problem:
             return self.problem
         newest_first = sorted(self.versions, key=lambda status: -status.version)
@@ -135,19 +174,42 @@ class ModelStatus(Generic[ModelT]):
         return next(reasons, "it is loading" if loading else "version_policy names no version that is there")
 
 
-class ModelRepository(Generic[ModelT]):
-    """See the theory of operation above. Event loop only."""
+@dataclass(frozen=True, slots=True)
+class RolloutStatus:
+    """What was asked for, and who has which role now. A version that is not ready has none."""
 
-    def __init__(self, source: Source, loader: Loader[ModelT], observer: Observer) -> None:
-        self._source = source
+    asked: Rollout
+    stable: int | None
+    canary: Share | None
+    shadow: Share | None
+
+
+class ModelRepository(Generic[ModelT]):
+    """See the theory of operation above. Event loop only.
+
+    `roles_changed` hears of every model whose roles may have changed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        loader: Loader[ModelT],
+        observer: Observer,
+        roles_changed: Callable[[str], None] = lambda name: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scanner = Scanner(source)
         self._loader = loader
         self._observer = observer
+        self._roles_changed = roles_changed
+        self._clock = clock
         self._models: dict[str, _Model[ModelT]] = {}
         self._seen: dict[str, FoundModel] | None = None
         self._looked_once = False
         self._held: set[str] = set()  # unloaded by name
         self._reconciling = asyncio.Lock()
         self._unloads: set[asyncio.Task[None]] = set()
+        self._tidying: set[asyncio.Task[None]] = set()
 
     # Serving
 
@@ -155,10 +217,11 @@ class ModelRepository(Generic[ModelT]):
     def lease(self, ref: ModelRef) -> Iterator[tuple[int, ModelT]]:
         """One version, pinned until the block ends. Raises ModelNotFound or ModelNotReady."""
         version, record = self._find(ref)
-        assert record.loaded is not None
+        loaded = record.loaded
+        assert loaded is not None
         record.leases += 1
         try:
-            yield version, record.loaded
+            yield version, loaded
         finally:
             record.leases -= 1
             if record.leases == 0:
@@ -174,7 +237,11 @@ class ModelRepository(Generic[ModelT]):
         model = self._models.get(ref.name)
         if model is None:
             raise self._unknown(ref.name)
-        version = model.default if ref.version is None else ref.version
+        version = ref.version
+        if version is None:
+            version = model.default
+            if model.canary is not None:
+                version = self._canary_or(version, model, model.canary, ref)
         if version is None:
             raise ModelNotReady(f"Model {ref.name!r} is not ready: {self._status(ref.name, model).reason}.")
         record = model.records.get(version)
@@ -183,7 +250,15 @@ class ModelRepository(Generic[ModelT]):
         if record.state is not ModelState.READY:
             state = record.state.lower()
             raise ModelNotReady(f"Version {version} of model {ref.name!r} is {state}{_because(record.reason)}.")
+        assert record.loaded is not None
+        if record.loaded.fault:
+            raise ModelNotReady(f"Version {version} of model {ref.name!r} is not ready: {record.loaded.fault}.")
         return version, record
+
+    @staticmethod
+    def _canary_or(stable: int | None, model: _Model[ModelT], canary: Share, ref: ModelRef) -> int | None:
+        is_its = goes_to_canary(ref.name, ref.key, canary.percent)
+        return canary.version if is_its and not _fault_of(model.records[canary.version].loaded) else stable
 
     # What there is
 
@@ -203,9 +278,42 @@ class ModelRepository(Generic[ModelT]):
             for version, record in model.records.items():
                 yield name, str(version), record.state.value
 
+    def roles(self) -> Iterator[tuple[str, str, str, float]]:
+        """(model, version, role, share of what it gets) for the metrics."""
+        for name, model in self._models.items():
+            status = self._rollout_status(model)
+            canary = status.canary.percent / 100.0 if status.canary else 0.0
+            if status.stable is not None:
+                yield name, str(status.stable), "stable", 1.0 - canary
+            if status.canary is not None:
+                yield name, str(status.canary.version), "canary", canary
+            if status.shadow is not None:
+                yield name, str(status.shadow.version), "shadow", status.shadow.percent / 100.0
+
+    def loaded(self) -> Iterator[ModelT]:
+        """Every version in service or leaving it."""
+        for model in self._models.values():
+            for record in model.records.values():
+                if record.loaded is not None:
+                    yield record.loaded
+
+    def rollout(self, name: str) -> RolloutStatus:
+        """Raises ModelNotFound, or ModelNotReady before the first look."""
+        if name not in self._models:
+            raise self._unknown(name)
+        return self._rollout_status(self._models[name])
+
     @property
     def ready_models(self) -> list[str]:
-        return [name for name, model in self._models.items() if model.default is not None]
+        return [name for name, model in self._models.items() if not self._why_not_ready(model)]
+
+    @staticmethod
+    def _why_not_ready(model: _Model[ModelT]) -> str:
+        """Empty where requests without a version are answered."""
+        if model.default is None:
+            return "no version is ready"
+        loaded = model.records[model.default].loaded
+        return "no version is ready" if loaded is None else loaded.fault
 
     @property
     def first_loads_pending(self) -> bool:
@@ -246,6 +354,53 @@ class ModelRepository(Generic[ModelT]):
             if model.default is None:
                 raise LoadRefused(f"failed to load {name!r}: {self._status(name, model).reason}")
 
+    async def set_rollout(self, name: str, asked: Rollout) -> None:
+        """Give versions their roles, loading those that are not in service first. Raises ModelNotFound, RolloutRefused.
+
+        Between versions in service it waits for nothing.
+        """
+        if name not in self._models:
+            raise self._unknown(name)
+        if not asked.versions <= self._ready(self._models[name]):
+            await self._bring_up(name, asked)
+        model = self._models[name]
+        replaced = model.default
+        model.rollout = asked
+        self._serve(name, model)
+        if model.default != replaced:
+            model.previous = replaced
+        elif asked == _NO_ROLLOUT:
+            model.previous = None
+        logger.info("rollout_changed", extra={"model": name, "default": model.default, "rollout": str(asked)})
+        task = asyncio.get_running_loop().create_task(self._tidy())
+        self._tidying.add(task)
+        task.add_done_callback(self._tidying.discard)
+
+    async def _bring_up(self, name: str, asked: Rollout) -> None:
+        """Load what a rollout names. Raises ModelNotFound or RolloutRefused where that cannot be."""
+        async with self._reconciling:
+            self._models[name].coming = asked.versions
+            try:
+                await self._reconcile_all(by_name=name)
+            finally:
+                if name in self._models:
+                    self._models[name].coming = frozenset()
+            model = self._models.get(name)
+            for version in sorted(asked.versions):
+                record = model.records.get(version) if model is not None else None
+                if model is None or record is None:
+                    raise ModelNotFound(f"Model {name!r} has no version {version}.")
+                if record.state is not ModelState.READY:
+                    reason = model.problem or record.reason or record.state.lower()
+                    raise RolloutRefused(f"Version {version} of model {name!r} is not ready: {reason}")
+
+    async def _tidy(self) -> None:
+        """Load and unload what a change of roles has left to do."""
+        try:
+            await self.reconcile()
+        except ConfigurationError as error:
+            logger.warning("repository_unreadable", extra={"reason": str(error)})
+
     async def unload(self, name: str) -> None:
         """Take a model out of service until `load`. Its requests are still answered. Raises ModelNotFound."""
         async with self._reconciling:
@@ -263,19 +418,21 @@ class ModelRepository(Generic[ModelT]):
         """Load a version again beside itself, and swap. Raises LoadRefused; what serves then stays."""
         old = model.records[version]
         new: _Record[ModelT] = _Record(model.found.versions[version])
+        began_at = self._clock()
         try:
             new.loaded = await self._loader.load(model.found, version)
         except ConfigurationError as error:
-            self._observer.load_finished(name, ok=False)
+            self._observer.load_finished(name, ok=False, gate=_gate_of(error))
             raise LoadRefused(f"failed to load {name!r}: version {version}: {error}") from None
         for state in (ModelState.LOADING, ModelState.READY):
             self._move(name, version, new, state)
         model.records[version] = new
+        self._serve(name, model)
         self._retire(name, version, old)
-        self._observer.load_finished(name, ok=True)
+        self._observer.load_finished(name, ok=True, seconds=self._clock() - began_at)
 
     async def _reconcile_all(self, by_name: str | None = None) -> None:
-        seen = await asyncio.to_thread(self._source.scan)
+        seen = await self._scanner.scan()
         settled = _settled(seen, self._seen)
         if by_name in seen:
             settled[by_name] = dict(seen[by_name].versions)
@@ -312,8 +469,13 @@ class ModelRepository(Generic[ModelT]):
         if found.problem is None:
             try:
                 model.policy = self._loader.version_policy(found)
+                configured = self._loader.rollout(found)
             except ConfigurationError as error:
                 model.problem = str(error)
+            else:
+                if configured != model.configured:
+                    model.configured = model.rollout = configured
+                    self._serve(found.name, model)
         if model.problem is not None and model.problem != problem_before:
             logger.warning("model_problem", extra={"model": found.name, "reason": model.problem})
         for version, fingerprint in found.versions.items():
@@ -333,10 +495,15 @@ class ModelRepository(Generic[ModelT]):
             failed = {
                 version
                 for version, record in model.records.items()
-                if record.state is ModelState.UNAVAILABLE and record.fingerprint == available.get(version)
+                if record.state is ModelState.UNAVAILABLE
+                and record.fingerprint == available.get(version)
+                and not 0 < record.retry_at <= self._clock()
             }
             states = {version: record.state for version, record in model.records.items()}
-            steps = policies.actions(model.policy, available, failed, states)
+            kept = () if model.previous is None else (model.previous,)
+            steps = policies.actions(
+                model.policy, available, failed, states, model.rollout, also=model.coming, kept=kept
+            )
             if not steps:
                 return
             for step in steps:
@@ -347,36 +514,70 @@ class ModelRepository(Generic[ModelT]):
 
     async def _load(self, name: str, model: _Model[ModelT], version: int, fingerprint: Fingerprint) -> None:
         record = model.records[version]
-        record.fingerprint = fingerprint
-        self._move(name, version, record, ModelState.LOADING)
+        if record.fingerprint != fingerprint:
+            record.fingerprint, record.attempts = fingerprint, 0
+        self._move(name, version, record, ModelState.LOADING, record.reason)
+        began_at = self._clock()
+        gate = ""
         try:
             loaded = await self._loader.load(model.found, version)
         except ConfigurationError as error:
-            self._move(name, version, record, ModelState.UNAVAILABLE, str(error))
+            gate = _gate_of(error)
+            self._fail(name, version, record, gate, str(error))
         except asyncio.CancelledError:
             record.fingerprint = ()  # tried again at the next look
             self._move(name, version, record, ModelState.UNAVAILABLE, "loading was interrupted")
             raise
         except Exception as error:
             logger.exception("model_load_failed", extra={"model": name, "version": version})
-            self._move(name, version, record, ModelState.UNAVAILABLE, f"loading failed: {type(error).__name__}")
+            gate = "internal"
+            self._fail(name, version, record, gate, f"loading failed: {type(error).__name__}")
         else:
-            record.loaded = loaded
+            record.loaded, record.attempts = loaded, 0
             self._move(name, version, record, ModelState.READY)
-            self._serve(model)
-        self._observer.load_finished(name, ok=record.state is ModelState.READY)
+            self._serve(name, model)
+        self._observer.load_finished(name, ok=not gate, seconds=self._clock() - began_at, gate=gate)
 
-    def _serve(self, model: _Model[ModelT]) -> None:
-        ready = [version for version, record in model.records.items() if record.state is ModelState.READY]
-        model.default = max(ready, default=None)
+    def _fail(self, name: str, version: int, record: _Record[ModelT], gate: str, reason: str) -> None:
+        record.attempts += 1
+        may_pass = gate in _PASSING and record.attempts <= RETRIES
+        record.retry_at = self._clock() + RETRY_SECONDS if may_pass else 0.0
+        self._move(name, version, record, ModelState.UNAVAILABLE, reason)
+
+    def _serve(self, name: str, model: _Model[ModelT]) -> None:
+        """Give every role to whom it belongs now."""
+        ready = self._ready(model)
+        model.default = stable_of(model.rollout, ready)
+        canary = model.rollout.canary
+        model.canary = canary if canary and canary.version in ready and canary.version != model.default else None
+        self._roles_changed(name)
+
+    @staticmethod
+    def _ready(model: _Model[ModelT]) -> set[int]:
+        return {version for version, record in model.records.items() if record.state is ModelState.READY}
+
+    def _rollout_status(self, model: _Model[ModelT]) -> RolloutStatus:
+        shadow = model.rollout.shadow
+        return RolloutStatus(
+            model.rollout,
+            model.default,
+            model.canary,
+            shadow if shadow and shadow.version in self._ready(model) else None,
+        )
 
     def _begin_unload(self, name: str, model: _Model[ModelT], version: int, reason: str = "") -> None:
-        self._retire(name, version, model.records[version], reason)
-        self._serve(model)
-
-    def _retire(self, name: str, version: int, record: _Record[ModelT], reason: str = "") -> None:
-        """Free a version once its last lease has ended."""
+        record = model.records[version]
         self._move(name, version, record, ModelState.UNLOADING, reason)
+        self._serve(name, model)
+        self._free(name, version, record)
+
+    def _retire(self, name: str, version: int, record: _Record[ModelT]) -> None:
+        """Take a version that another one has replaced out of service."""
+        self._move(name, version, record, ModelState.UNLOADING)
+        self._free(name, version, record)
+
+    def _free(self, name: str, version: int, record: _Record[ModelT]) -> None:
+        """Free a version once its last lease has ended."""
         task = asyncio.get_running_loop().create_task(self._unload(name, version, record), name=_task_name(name))
         self._unloads.add(task)
         task.add_done_callback(self._unloads.discard)
@@ -397,6 +598,8 @@ class ModelRepository(Generic[ModelT]):
             for version, record in model.records.items():
                 if record.state is ModelState.READY:
                     self._begin_unload(name, model, version)
+        for task in self._tidying:
+            task.cancel()
         if self._unloads:
             await asyncio.wait(self._unloads)
 
@@ -410,10 +613,11 @@ class ModelRepository(Generic[ModelT]):
     @staticmethod
     def _status(name: str, model: _Model[ModelT]) -> ModelStatus[ModelT]:
         versions = tuple(
-            VersionStatus(version, record.state, record.reason, record.loaded)
+            VersionStatus(version, record.state, record.reason or _fault_of(record.loaded), record.loaded)
             for version, record in sorted(model.records.items())
         )
-        return ModelStatus(name, model.problem, model.default, versions, model.found.card)
+        fault = next((_fault_of(one.loaded) for one in versions if one.version == model.default), "")
+        return ModelStatus(name, model.problem, model.default, versions, model.found.card, fault)
 
 
 async def watch(
@@ -438,6 +642,14 @@ def _settled(seen: dict[str, FoundModel], before: dict[str, FoundModel] | None) 
         }
         for name, found in seen.items()
     }
+
+
+def _gate_of(error: ConfigurationError) -> str:
+    return error.gate if isinstance(error, ModelLoadError) else "internal"
+
+
+def _fault_of(loaded: Servable | None) -> str:
+    return "" if loaded is None else loaded.fault
 
 
 def _task_name(model: str) -> str:

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from service.rest import classify, errors, native, page, probes, v1
+from service.rest import classify, errors, native, page, probes, rollout, v1
 from service.rest.classify import ClassifyRoute
 from service.rest.credentials import CredentialLayer, Credentials
 from service.rest.middleware import RequestLayer
@@ -37,6 +37,7 @@ def create_api(server: InferenceServer) -> FastAPI:
     app.include_router(probes.build_router(server))
     app.include_router(page.build_router(server))
     app.include_router(native.build_router(server))
+    app.include_router(rollout.build_router(server))
     for protocol in (listings, repository, v1):
         app.include_router(protocol.build_router(server))
     app.mount("/static", page.PageFiles(), name="static")

@@ -17,16 +17,18 @@ _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 class RequestContext:
     """Made by the middleware. Handlers `note` what the log line should hold; `route` and `ticket` are for the trace.
 
-    `share` is how much of each bound the request may use: less where its caller says `X-Priority: low`.
+    `share` is how much of each bound the request may use: less where its caller says `X-Priority: low`. Requests with
+    the same `key` stay with one version while a canary runs.
     """
 
-    __slots__ = ("fields", "request_id", "route", "share", "started_at", "ticket", "traceparent", "tracestate")
+    __slots__ = ("fields", "key", "request_id", "route", "share", "started_at", "ticket", "traceparent", "tracestate")
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.started_at = time.monotonic()
         self.request_id = ""
         self.traceparent: str | None = None
         self.tracestate: str | None = None
+        self.key: str | None = None
         self.route: str | None = None
         self.ticket: Ticket | None = None
         self.share = 1.0
@@ -36,6 +38,8 @@ class RequestContext:
                 self.request_id = value.decode("ascii")
             elif name == b"traceparent" and _TRACEPARENT.fullmatch(value):
                 self.traceparent = value.decode("ascii")
+            elif name == b"x-fovea-key":
+                self.key = value.decode("latin-1")
             elif name == b"tracestate":
                 self.tracestate = value.decode("latin-1")
             elif name == b"x-priority" and value.lower() == b"low":

@@ -63,7 +63,7 @@ class DataRoute(ABC):
         context = context_of(request.scope)
         context.note(model=model)
         context.route = self.route if version is None else self.route_of_version
-        ref = model_ref(model, version)
+        ref = model_ref(model, version, context.key)
         with self._pipeline.admit(self.protocol, ref, context.share) as context.ticket:
             return await self.answer(request, ref, context.ticket)
 
@@ -95,11 +95,11 @@ def _release(error: BaseException | None) -> None:
         error = error.__context__
 
 
-def model_ref(model: str, version: str | None) -> ModelRef:
+def model_ref(model: str, version: str | None, key: str | None = None) -> ModelRef:
     """Raises ModelNotFound on what no version can be called."""
     if version is not None and not _VERSION.fullmatch(version):
         raise ModelNotFound(f"Model {model!r} has no version {version[:32]!r}; versions are positive integers.")
-    return ModelRef(model, None if version is None else int(version))
+    return ModelRef(model, None if version is None else int(version), key)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:

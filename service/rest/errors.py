@@ -48,6 +48,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "unauthorized": (401, "Not authorized"),
     "forbidden": (403, "Not allowed"),
     "load_refused": (400, "The model did not load"),
+    "rollout_refused": (409, "The rollout cannot be"),
     "client_disconnected": (400, "The client left"),  # written to nobody
     "overloaded": (503, "Overloaded"),
     "draining": (503, "Shutting down"),

@@ -40,6 +40,7 @@ logger = logging.getLogger("fovea")
 
 _SAME_SIGNAL_SECONDS = 1.0
 _EXIT_BY_SECOND_SIGNAL = 130
+_CLOSE_SECONDS = 10.0  # nothing runs any more by then that does not hang
 
 
 def serve(settings: Settings) -> int:
@@ -101,9 +102,24 @@ async def _serve(
     for task in (work, waiting, tuning):
         task.cancel()
     await asyncio.wait({work, waiting, tuning})
-    await server.close()
+    is_closed = await _closed(server)
     logger.info("drain_ended", extra={"inflight_at_close": accepted, "lost": server.admission.requests})
-    return 1 if failed is not None else 0
+    code = 1 if failed is not None else 0
+    if not is_closed or server.threads.lost:
+        logger.error("exit_with_hanging_threads", extra={"threads": server.threads.lost})
+        writer.flush()
+        os._exit(code)  # the interpreter would wait for them
+    return code
+
+
+async def _closed(server: InferenceServer) -> bool:
+    """Free everything; False where something that hangs cannot be waited for."""
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await server.close()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _uvicorn_config(settings: Settings, app: ASGIApp, protocol: Callable[..., Connection]) -> uvicorn.Config:

@@ -34,7 +34,7 @@ HISTOGRAMS = {
     "fovea_batch_size",
     "fovea_prediction_confidence",
 }
-LABELS = frozenset().union(*CONTRACT.values())
+LABELS = frozenset({"role"}).union(*CONTRACT.values())  # of a version in a rollout: stable, canary, shadow
 
 
 class OneModel:
@@ -42,6 +42,9 @@ class OneModel:
 
     def states(self) -> list[tuple[str, str, str]]:
         return [("cats", "1", "READY")]
+
+    def roles(self) -> list[tuple[str, str, str, float]]:
+        return [("cats", "1", "stable", 1.0)]
 
 
 def declared() -> dict[str, tuple[str, str, frozenset[str]]]:

@@ -27,7 +27,7 @@ NAMES = {  # contract.md section 1: names and defaults that scripts rely on
     "log.success_sample": 1.0,
 }
 
-# contract.md section 2, word for word but for comments
+# contract.md section 2, word for word but for comments, and [rollout] of section 6
 MANIFEST = """
 schema = 1
 version_policy = "latest"
@@ -72,6 +72,11 @@ device_ids = [0]
 instances = 0
 intra_op_threads = 0
 
+[rollout]
+stable = 3
+canary = { version = 4, percent = 10 }
+shadow = { version = 5, percent = 20 }
+
 [metadata]
 """
 DEFAULTS = {  # of those keys whose default is a value of its own, and not "from the graph" or "from the preset"
@@ -113,6 +118,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "output": manifests.OutputTable,
     "batching": manifests.BatchingTable,
     "execution": manifests.ExecutionTable,
+    "rollout": manifests.RolloutTable,
 }
 
 

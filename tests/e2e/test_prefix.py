@@ -1,6 +1,7 @@
 """The service published under a prefix, by a proxy that takes it off and by one that passes it on."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from urllib.parse import urljoin
 
@@ -14,8 +15,7 @@ from tests.support.server_process import MODEL_REPO, ServerProcess
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     repository = tmp_path_factory.mktemp("prefix") / "model_repo"
-    repository.mkdir()
-    (repository / "digits").symlink_to(MODEL_REPO / "digits")
+    shutil.copytree(MODEL_REPO / "digits", repository / "digits")
     with ServerProcess(repository, "--server.root-path", "/vision", "--server.drain-delay-s", "0") as process:
         yield process.wait_until_ready()
 

@@ -76,11 +76,8 @@ class TestSettings:
         tree = tomllib.loads(printed.stdout)
         assert tree["server"]["drain_delay_s"] == 5.0
         assert tree["server"]["cors_origins"] == []
-        assert tree["repository"] | {"path": "model_repo"} == {
-            "path": "model_repo",
-            "poll_interval_s": 5.0,
-            "required": [],
-        }
+        repository = {"path": "model_repo", "poll_interval_s": 5.0, "required": []}
+        assert tree["repository"] | repository == tree["repository"]
         assert (tree["limits"]["timeout_ms"], tree["limits"]["max_images"], tree["limits"]["max_rows"]) == (
             5000,
             16,

@@ -2,6 +2,7 @@
 
 import itertools
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("traced") / "model_repo"
     repository.mkdir()
-    (repository / "digits").symlink_to(MODEL_REPO / "digits")
+    shutil.copytree(MODEL_REPO / "digits", repository / "digits")
     return repository
 
 

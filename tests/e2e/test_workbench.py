@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import bodies
 from tests.support.answers import assert_same_predictions
+from tests.support.bad_versions import write_sums
 from tests.support.server_process import MODEL_REPO, ServerProcess, run_fovea
 
 
@@ -91,7 +92,7 @@ class TestCheck:
                 ["unknown-provider/model.toml", "execution", "'tpu'", "unknown provider", "known are"],
             ),
             ("no-toml", ["no-toml/model.toml", "at line 6"]),
-            ("no-onnx", ["1/model.onnx", "Protobuf parsing failed"]),
+            ("no-onnx", ["1/model.onnx", "no ONNX, or damaged"]),
             ("no-file", ["1/model.onnx", "is missing"]),
             ("no-version", ["no version folder", "1/model.onnx"]),
             ("un named", ["'un named'", "cannot be a model's name", "rename the folder"]),
@@ -238,3 +239,53 @@ class TestClassify:
         done = run_fovea("classify", pictures / "7.png", "--top-k", top_k)
         assert done.returncode == 2
         assert "--top-k" in done.stderr
+
+
+class TestBaselines:
+    """What `fovea check` writes of a version's answers."""
+
+    def model(self, root: Path) -> Path:
+        return bodies.write_model(
+            root / "colors", bodies.mean_color_model(), manifest=bodies.COLOR_MANIFEST, labels=bodies.COLORS
+        )
+
+    def test_golden_answers_are_written_and_hold_until_the_answers_change(self, tmp_path: Path) -> None:
+        version = self.model(tmp_path) / "1"
+        write_sums(version)
+        done = run_fovea("check", "--model-repo", tmp_path, "--write-golden")
+        assert (done.returncode, done.stdout) == (0, "wrote  colors/1/golden.json\n")
+        assert [case["seed"] for case in json.loads((version / "golden.json").read_bytes())["cases"]] == [1, 2, 3]
+        assert "golden.json" in (version / "SHA256SUMS").read_text()
+        assert run_fovea("check", "--model-repo", tmp_path).returncode == 0
+        (version.parent / "model.toml").write_text(bodies.COLOR_MANIFEST.replace("unit", "raw"))
+        assert "golden.json: seed 1: " in run_fovea("check", "--model-repo", tmp_path).stdout
+        assert run_fovea("check", "--model-repo", tmp_path, "--write-golden", "--model", "colors").returncode == 0
+        assert run_fovea("check", "--model-repo", tmp_path).returncode == 0
+
+    def test_pictures_of_the_version_are_its_golden_inputs(self, tmp_path: Path) -> None:
+        version = self.model(tmp_path) / "1"
+        (version / "red.png").write_bytes(bodies.plain_color("red"))
+        assert run_fovea("check", "--model-repo", tmp_path, "--write-golden").returncode == 0
+        (case,) = json.loads((version / "golden.json").read_bytes())["cases"]
+        assert (case["file"], case["predictions"][0]["label"]) == ("red.png", "red")
+
+    def test_a_reference_is_written_of_a_folder_of_images(self, tmp_path: Path) -> None:
+        version = self.model(tmp_path) / "1"
+        images = tmp_path / "images"
+        images.mkdir()
+        for number in range(210):
+            (images / f"{number}.png").write_bytes(bodies.plain_color("red" if number < 140 else "blue"))
+        (images / "bad.png").write_bytes(b"no picture")
+        done = run_fovea("check", "--model-repo", tmp_path, "--write-reference", images)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "left out" in done.stdout
+        tree = json.loads((version / "reference.json").read_bytes())
+        assert (tree["images"], tree["predictions"]) == (210, [140, 0, 70])
+        assert run_fovea("check", "--model-repo", tmp_path).returncode == 0
+
+    def test_too_few_images_are_no_reference(self, tmp_path: Path) -> None:
+        self.model(tmp_path)
+        (tmp_path / "one.png").write_bytes(bodies.plain_color("red"))
+        done = run_fovea("check", "--model-repo", tmp_path, "--write-reference", tmp_path / "one.png")
+        assert done.returncode == 2
+        assert "a reference needs 200" in done.stderr

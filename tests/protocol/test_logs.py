@@ -140,7 +140,7 @@ class TestLifecycle:
     def test_reason_of_a_model_that_does_not_load_is_logged(self, client: httpx2.Client, server: ServerProcess) -> None:
         line = server.wait_for_event("model_state_change", model="damaged", version=1, new="UNAVAILABLE")
         assert line["level"] == "warning"
-        assert "Protobuf parsing failed" in line["reason"]
+        assert "no ONNX, or damaged" in line["reason"]
 
     def test_reason_of_a_model_with_a_broken_manifest_is_logged(
         self, client: httpx2.Client, server: ServerProcess

@@ -14,17 +14,19 @@ from service.admission import Admission
 from service.batching.request_queue import Entry
 from service.batching.spec import BatchingSpec
 from service.engine.base import ProviderInfo, Tensor, TensorSpec
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, EngineFailed
 from service.imaging.decode import DecodeBudget
 from service.imaging.preprocess import Preprocessor
 from service.imaging.spec import ImageLimits, InputSpec
 from service.lane import ExecutionThreads
+from service.loading import LoadContext, LoadedParts
 from service.manifest import ModelSpec
 from service.metrics import Metrics
-from service.model import LoadContext, LoadedModel, LoadedParts
+from service.model import LoadedModel
 from service.pipeline import Pipeline
 from service.repository.manager import ModelRepository
 from service.repository.policy import Latest, VersionPolicy
+from service.repository.rollout import Rollout
 from service.repository.source import Fingerprint, FoundModel
 from service.tasks import TASKS, TaskSpec
 
@@ -124,6 +126,8 @@ class PuppetEngine:
         self.provider = ProviderInfo("cpu")
         self.sizes: list[int] = []
         self.is_closed = False
+        self.is_terminated = False
+        self.heeds_termination = True
         self.function = function
         self._gate = threading.Condition()
         self._is_held = False
@@ -155,11 +159,23 @@ class PuppetEngine:
         self.sizes.append(len(rows))
         self._entered.release()
         with self._gate:
-            may_go = self._gate.wait_for(lambda: not self._is_held or self._steps > 0, PATIENCE_SECONDS)
+            may_go = self._gate.wait_for(
+                lambda: not self._is_held or self._steps > 0 or (self.is_terminated and self.heeds_termination),
+                PATIENCE_SECONDS,
+            )
             assert may_go, "the test forgot to release the engine"
+            if self.is_terminated and self.heeds_termination:
+                self.is_terminated = False
+                raise EngineFailed("The model failed on this input.")
             if self._is_held:
                 self._steps -= 1
         return [self.function(rows)]
+
+    def terminate(self) -> None:
+        """Held runs fail, as a graph does at the end of its node."""
+        self.is_terminated = True
+        with self._gate:
+            self._gate.notify_all()
 
     def close(self) -> None:
         assert not self.is_closed, "closed twice"
@@ -202,6 +218,7 @@ class PuppetModel:
     def __init__(self, name: str, version: int) -> None:
         self.name = name
         self.version = version
+        self.fault = ""
         self.is_drained = False
         self.is_closed = False
         self.idle = asyncio.Event()
@@ -223,6 +240,7 @@ class PuppetLoader:
 
     def __init__(self) -> None:
         self.policies: dict[str, VersionPolicy] = {}
+        self.rollouts: dict[str, Rollout] = {}
         self.faults: dict[str | tuple[str, int], Exception] = {}
         self.attempts: list[tuple[str, int]] = []
         self.loaded: list[PuppetModel] = []
@@ -236,6 +254,9 @@ class PuppetLoader:
         if fault := self.faults.get(model.name):
             raise fault
         return self.policies.get(model.name, Latest())
+
+    def rollout(self, model: FoundModel) -> Rollout:
+        return self.rollouts.get(model.name, Rollout())
 
     async def load(self, model: FoundModel, version: int) -> PuppetModel:
         self.attempts.append((model.name, version))
@@ -254,12 +275,14 @@ class RepositoryLog:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.loads: list[tuple[str, bool]] = []
+        self.gates: list[str] = []
 
     def models_found(self, names: Iterable[str]) -> None:
         self.names = list(names)
 
-    def load_finished(self, model: str, *, ok: bool) -> None:
+    def load_finished(self, model: str, *, ok: bool, seconds: float = 0.0, gate: str = "") -> None:
         self.loads.append((model, ok))
+        self.gates.append(gate)
 
 
 class PuppetService:
@@ -295,6 +318,9 @@ class PuppetService:
 
     def version_policy(self, model: FoundModel) -> VersionPolicy:
         return Latest()
+
+    def rollout(self, model: FoundModel) -> Rollout:
+        return Rollout()
 
     async def load(self, model: FoundModel, version: int) -> LoadedModel:
         limits = ImageLimits()

@@ -97,6 +97,68 @@ def inverse(*, batch: Dimension = "N") -> onnx.ModelProto:
     return graph(nodes, {"image": ("float32", (batch, 3, 8, 8))}, {"scores": ("float32", (batch, 3))})
 
 
+def afraid_of_white() -> onnx.ModelProto:
+    """The colour classifier; a batch with a picture that is all white fails when it runs, by an index out of range."""
+    model = classifier()
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.float32(0.999), "nearly_one"),
+            numpy_helper.from_array(np.zeros(1, np.float32), "table"),
+            numpy_helper.from_array(np.array([1], np.int64), "rows_axis"),
+        ]
+    )
+    logits = model.graph.node.pop()
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMin", ["means", "rows_axis"], ["darkest"], keepdims=1),
+            helper.make_node("Greater", ["darkest", "nearly_one"], ["is_white"]),
+            helper.make_node("Cast", ["is_white"], ["place"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "place"], ["nought"]),
+            helper.make_node("Add", [*logits.input, "nought"], list(logits.output)),
+        ]
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
+def lost_in_white() -> onnx.ModelProto:
+    """The colour classifier; a batch with a picture that is all white goes round in a loop for hours."""
+    model = classifier()
+    constants = {
+        "nearly_one": np.float32(0.999),
+        "hours": np.array(10**12, np.int64),
+        "yes": np.array(True),
+        "one": np.float32(1),
+        "start": np.float32(0),
+    }
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    )
+    scalar = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("before", "after")]
+    turn = [helper.make_tensor_value_info("turn", TensorProto.INT64, [])]
+    go_on = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("goes", "goes_on")]
+    inner = [
+        helper.make_node("Add", ["before", "one"], ["after"]),
+        helper.make_node("Identity", ["goes"], ["goes_on"]),
+    ]
+    body = helper.make_graph(inner, "round", [*turn, go_on[0], scalar[0]], [go_on[1], scalar[1]])
+    logits = model.graph.node.pop()
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMin", ["means"], ["darkest"], keepdims=0),
+            helper.make_node("Greater", ["darkest", "nearly_one"], ["is_white"]),
+            helper.make_node("Cast", ["is_white"], ["as_number"], to=TensorProto.INT64),
+            helper.make_node("Mul", ["as_number", "hours"], ["turns"]),
+            helper.make_node("Loop", ["turns", "yes", "start"], ["rounds"], body=body),
+            helper.make_node("Mul", ["rounds", "start"], ["nought"]),
+            helper.make_node("Add", [*logits.input[:1], "nought"], ["held"]),
+            helper.make_node(logits.op_type, ["held"], list(logits.output)),
+        ]
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
 def batch_mixer() -> onnx.ModelProto:
     """Answers one row however many images come in: the mean over the batch."""
     nodes = [
@@ -192,10 +254,11 @@ def damaged_picture(color: str = "red") -> bytes:
 
 
 @asynccontextmanager
-async def serving(repository: Path, **sections: dict[str, Any]) -> AsyncIterator[InferenceServer]:
-    """An InferenceServer that has looked at `repository` once; closed at the end."""
+async def serving(folder: Path, /, **sections: dict[str, Any]) -> AsyncIterator[InferenceServer]:
+    """An InferenceServer that has looked at `folder` once; closed at the end."""
     sections.setdefault("execution", {"threads": 2})
-    server = InferenceServer(Settings.model_validate({"repository": {"path": repository}, **sections}), "test")
+    sections["repository"] = {"path": folder} | sections.get("repository", {})
+    server = InferenceServer(Settings.model_validate(sections), "test")
     try:
         await server.repository.reconcile()
         yield server

@@ -57,7 +57,14 @@ def test_each_source_alone_is_enough(file: Path) -> None:
 
 @pytest.mark.parametrize(("section", "name"), [(section, name) for section, name, _ in fields()])
 def test_every_setting_is_read_from_the_environment_under_its_name(section: str, name: str) -> None:
-    value = {"level": "error", "success_sample": "0.5", "root_path": "/7"}.get(name, "7")
+    odd = {
+        "level": "error",
+        "success_sample": "0.5",
+        "root_path": "/7",
+        "require_checksums": "true",
+        "window_images": "700",
+    }
+    value = odd.get(name, "7")
     loaded = getattr(load(None, {f"FOVEA_{section}__{name}".upper(): value}), section)
     assert getattr(loaded, name) != getattr(getattr(Settings(), section), name)
 

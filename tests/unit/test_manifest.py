@@ -1,6 +1,5 @@
 """model.toml: what it may say, what its errors say, and how it is completed from the graph."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from service.engine.base import TensorSpec
 from service.errors import ModelLoadError
 from service.imaging.spec import InputSpec
-from service.manifest import PRESETS, Manifest, ModelSpec, VersionsTable, checksum, read, read_labels, resolve
+from service.manifest import PRESETS, Manifest, ModelSpec, VersionsTable, read, read_labels, resolve
 
 NCHW = (TensorSpec("image", "float32", (-1, 3, 224, 224)),)
 LOGITS = (TensorSpec("logits", "float32", (-1, 3)),)
@@ -196,7 +195,7 @@ def test_any_text_gives_a_manifest_or_says_what_is_wrong(text: str, tmp_path_fac
 
 def test_a_manifest_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.toml").mkdir()
-    with pytest.raises(ModelLoadError, match="Is a directory"):
+    with pytest.raises(ModelLoadError, match="not a plain file"):
         read(tmp_path)
 
 
@@ -558,8 +557,3 @@ def test_a_delay_that_outlasts_the_longest_wait_is_refused(write: Write) -> None
     with pytest.raises(ModelLoadError, match="max_queue_delay_ms"):
         read(write("[batching]\nmax_queue_delay_ms = 50\nmax_queue_wait_ms = 50\n"))
     assert read(write("[batching]\nmax_queue_delay_ms = 2000\nmax_queue_wait_ms = 3000\n")).batching
-
-
-def test_the_checksum_is_sha_256_in_hexadecimal(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"graph")
-    assert checksum(tmp_path / "file") == hashlib.sha256(b"graph").hexdigest()

@@ -21,6 +21,9 @@ class States:
     def states(self) -> Iterator[tuple[str, str, str]]:
         yield from self.known
 
+    def roles(self) -> Iterator[tuple[str, str, str, float]]:
+        yield from ()
+
 
 def scraped(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """Every sample of a scrape by name and labels; a series that is there twice is a failure."""

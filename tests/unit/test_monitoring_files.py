@@ -37,6 +37,9 @@ class OneModel:
     def states(self) -> list[tuple[str, str, str]]:
         return [("cats", "1", "READY")]
 
+    def roles(self) -> list[tuple[str, str, str, float]]:
+        return [("cats", "1", "stable", 1.0)]
+
 
 @pytest.fixture(scope="module")
 def scraped() -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.config import Settings
-from service.errors import ConfigurationError, Draining
+from service.errors import ConfigurationError, DeadlineExceeded, Draining
 from service.health import ServerState
 from service.repository.policy import Latest
 from service.repository.source import FoundModel
@@ -358,3 +358,20 @@ def test_the_settings_limits_are_the_images_limits() -> None:
 def test_an_unknown_image_format_stops_the_start_and_names_itself() -> None:
     with pytest.raises(ConfigurationError, match=r"limits\.image_formats: 'jpg' is unknown; known are jpeg, png"):
         image_limits(Settings.model_validate({"limits": {"image_formats": ("png", "jpg")}}))
+
+
+# Executions that hang
+
+
+async def test_a_graph_that_goes_round_for_hours_is_ended_and_its_neighbours_notice_nothing(tmp_path: Path) -> None:
+    threads = tiny_models.UNIT + "[execution]\ninstances = 1\n"
+    write_model(tmp_path, "lost", tiny_models.lost_in_white(), manifest=threads)
+    write_model(tmp_path, "other", manifest=threads)
+    async with started(tmp_path, execution={"threads": 2, "hang_s": 0.2}) as server:
+        with pytest.raises(DeadlineExceeded):
+            await classify(server.pipeline, "lost", picture("white"), timeout_seconds=0.1)
+        assert best_labels(await classify(server.pipeline, "other", picture("red"), timeout_seconds=5)) == ["red"]
+        async with asyncio.timeout(10):
+            assert best_labels(await classify(server.pipeline, "lost", picture("blue"))) == ["blue"]
+        assert b'fovea_hung_executions_total{model="lost"} 1.0' in server.metrics.render()
+        assert server.threads.lost == 0

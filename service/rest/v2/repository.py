@@ -6,16 +6,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import MalformedRequest, PayloadTooLarge
+from service.errors import MalformedRequest
 from service.repository.manager import ModelStatus
 from service.repository.states import ModelState
-from service.rest import uploads
-from service.rest.connection import next_piece
+from service.rest import admin
 from service.rest.v2.infer import ERRORS
 from service.server import InferenceServer
 
 _TAGS = ["open inference protocol"]
-_MOST_BYTES = 64 * 1024  # of a body that says at most one boolean
 _ADMIN: dict[int | str, dict[str, Any]] = {
     400: ERRORS[400],
     401: ERRORS[400] | {"description": "The admin token is missing or wrong"},
@@ -32,7 +30,7 @@ def build_router(server: InferenceServer) -> APIRouter:
     @router.post("/index", responses={status: ERRORS[status] for status in (400, 413)})
     async def index(request: Request) -> list[dict[str, str]]:
         """Every version known, with its state and the reason for it; `{"ready": true}` for those in service only."""
-        body = await _body(request)
+        body = await admin.json_object(request)
         ready = body.get("ready", False)
         if not isinstance(ready, bool):
             raise MalformedRequest("ready is neither true nor false.")
@@ -41,34 +39,20 @@ def build_router(server: InferenceServer) -> APIRouter:
     @router.post("/models/{model}/load", responses=_ADMIN, response_class=Response)
     async def load(request: Request, model: str) -> Response:
         """Bring a model into service, or up to date with its folder; answered when it is ready."""
-        _parameters(await _body(request), allowed=frozenset())
+        _parameters(await admin.json_object(request), allowed=frozenset())
         await server.repository.load(model)
         return Response(media_type="application/json")
 
     @router.post("/models/{model}/unload", responses=_ADMIN, response_class=Response)
     async def unload(request: Request, model: str) -> Response:
         """Take a model out of service until it is loaded again, or the process starts again."""
-        parameters = _parameters(await _body(request), allowed=frozenset({"unload_dependents"}))
+        parameters = _parameters(await admin.json_object(request), allowed=frozenset({"unload_dependents"}))
         if not isinstance(parameters.get("unload_dependents", False), bool):
             raise MalformedRequest("unload_dependents is neither true nor false.")
         await server.repository.unload(model)
         return Response(media_type="application/json")
 
     return router
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object of a call; `{}` where the body is empty, as clients send neither length nor type then."""
-    body, more = b"", True
-    while more:
-        chunk, more = await next_piece(request)
-        body += chunk
-        if len(body) > _MOST_BYTES:
-            raise PayloadTooLarge(f"The body has more than {_MOST_BYTES:,} bytes.")
-    found = uploads.parse_json(body) if body.strip() else {}
-    if not isinstance(found, dict):
-        raise MalformedRequest("The JSON is not an object.")
-    return found
 
 
 def _parameters(body: dict[str, Any], allowed: frozenset[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from service import __version__
 from service import manifest as manifests
 from service.errors import ConfigurationError, ModelLoadError
-from service.model import MODEL_FILE
+from service.loading import MODEL_FILE
 from service.workbench.asking import expand
 from service.workbench.importing import beside, decisions, evidence, graph, sources, trial, writing
 from service.workbench.importing.decisions import Flags, Report

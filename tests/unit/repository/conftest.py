@@ -7,6 +7,7 @@ import pytest
 from service.messages import ModelRef
 from service.repository.manager import ModelRepository
 from service.repository.states import ModelState
+from tests.support.clock import FakeClock
 from tests.support.puppets import PuppetLoader, PuppetModel, PuppetSource, RepositoryLog, turns
 
 
@@ -17,7 +18,10 @@ class Shelf:
         self.source = PuppetSource()
         self.loader = PuppetLoader()
         self.log = RepositoryLog()
-        self.repository: ModelRepository[PuppetModel] = ModelRepository(self.source, self.loader, self.log)
+        self.clock = FakeClock()
+        self.repository: ModelRepository[PuppetModel] = ModelRepository(
+            self.source, self.loader, self.log, clock=self.clock
+        )
 
     async def look(self, times: int = 1) -> None:
         """Reconcile, and let unloads that need to wait for nobody end."""

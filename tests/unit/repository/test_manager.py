@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import threading
 
 import pytest
 
 from service.errors import ConfigurationError, ModelLoadError, ModelNotFound, ModelNotReady
 from service.messages import ModelRef
-from service.repository.manager import watch
+from service.repository.manager import RETRIES, RETRY_SECONDS, watch
 from service.repository.policy import Latest
+from service.repository.source import FoundModel
 from service.repository.states import ModelState
 from tests.support.puppets import turns, until
 from tests.unit.repository.conftest import Shelf
@@ -616,3 +618,67 @@ async def test_watching_goes_on_after_a_look_that_failed() -> None:
         await looked.wait()
     watching.cancel()
     assert heard == ["gone", "gone again"]
+
+
+# Reasons that may pass, and folders that hang
+
+
+async def test_a_reason_that_may_pass_is_tried_again_a_few_times(shelf: Shelf) -> None:
+    shelf.source.put("model", 1)
+    shelf.loader.faults["model", 1] = ModelLoadError("1/model.onnx cannot be read: Input/output error", gate="files")
+    await shelf.look(3)
+    assert len(shelf.loader.attempts) == 1, "not before a minute has passed"
+    for attempt in range(2, RETRIES + 2):
+        shelf.clock.advance(RETRY_SECONDS)
+        await shelf.look()
+        assert len(shelf.loader.attempts) == attempt
+    shelf.clock.advance(10 * RETRY_SECONDS)
+    await shelf.look(2)
+    assert len(shelf.loader.attempts) == RETRIES + 1
+    assert "Input/output error" in shelf.reason("model", 1)
+
+
+async def test_a_reason_that_has_passed_is_forgotten(shelf: Shelf) -> None:
+    shelf.source.put("model", 1)
+    shelf.loader.faults["model", 1] = MemoryError()
+    await shelf.look()
+    del shelf.loader.faults["model", 1]
+    shelf.clock.advance(RETRY_SECONDS)
+    await shelf.look()
+    assert shelf.served("model") == 1
+    assert shelf.reason("model", 1) == ""
+
+
+async def test_a_reason_that_stays_is_not_tried_again(shelf: Shelf) -> None:
+    shelf.source.put("model", 1)
+    shelf.loader.faults["model", 1] = ModelLoadError("an operator", gate="operators")
+    await shelf.look()
+    shelf.clock.advance(RETRY_SECONDS)
+    await shelf.look()
+    assert len(shelf.loader.attempts) == 1
+
+
+async def test_a_folder_that_hangs_unloads_nothing_and_is_asked_once(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.source.put("model", 1)
+    await shelf.look()
+    answers, scans, scan = threading.Event(), [0], shelf.source.scan
+
+    def hanging() -> dict[str, FoundModel]:
+        scans[0] += 1
+        answers.wait(20)
+        return scan()
+
+    monkeypatch.setattr(shelf.source, "scan", hanging)
+    monkeypatch.setattr("service.repository.scanner.SCAN_SECONDS", 0.01)
+    for _ in range(3):
+        with pytest.raises(ConfigurationError, match="no answer within"):
+            await shelf.repository.reconcile()
+    assert scans == [1]
+    assert shelf.served("model") == 1
+    shelf.source.put("model", 2)
+    answers.set()
+    monkeypatch.setattr("service.repository.scanner.SCAN_SECONDS", 10.0)
+    await shelf.look(3)
+    assert shelf.served("model") == 2

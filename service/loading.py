@@ -1,0 +1,247 @@
+"""Loading one version: from its files to a warm session, through every gate that stands before service.
+
+    files        read once, plain, checked against SHA256SUMS, within their caps
+    graph        operators and external data, before ONNX Runtime sees it
+    signature    graph, manifest and labels fit each other
+    warm-up      batches of 1, 2 and the largest run, and their outputs can be answers
+    golden       what golden.json expects is what comes out
+
+Blocking; runs on a thread. Whoever fails raises ModelLoadError with the gate and the reason.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service import drift, golden
+from service import manifest as manifests
+from service.batching.paying import paying_batch_size
+from service.drift import Reference
+from service.engine import onnx_file
+from service.engine.base import Engine
+from service.engine.ort import OrtEngine
+from service.errors import EngineFailed, FoveaError, ModelLoadError
+from service.imaging.clips import RowMaker, row_maker
+from service.imaging.decode import DecodeBudget
+from service.imaging.spec import ImageLimits, InputSpec
+from service.inference_statistics import Statistics
+from service.lane import ExecutionThreads
+from service.manifest import ModelSpec
+from service.messages import ImagePayload
+from service.metrics import Metrics
+from service.model_files import MAX_VERSION_BYTES, ModelFiles
+from service.tasks import TASKS, Task
+from service.tasks.base import Scores
+
+MODEL_FILE = "model.onnx"
+_MOST_TIMING_SECONDS = 0.4  # of a load, spent on finding the batch size that pays
+_TIMED_RUNS = 3
+INLINE_SECONDS = 0.001  # an execution that takes no longer may run on the event loop
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What every model of a process shares."""
+
+    threads: ExecutionThreads
+    limits: ImageLimits
+    budget: DecodeBudget
+    metrics: Metrics
+    statistics: Statistics = field(default_factory=Statistics)
+    max_rows: int = 64  # of a request, as in the settings
+    sums_required: bool = False
+    max_version_bytes: int = MAX_VERSION_BYTES
+    drift_window: int = 2000
+    unread: frozenset[str] = frozenset()  # files that are about to be written: what they say now does not count
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedParts:
+    """What loading made, before it is bound to the event loop."""
+
+    spec: ModelSpec
+    engine: Engine
+    task: Task
+    preprocessor: RowMaker | None
+    sha256: str
+    instances: int
+    batch_seconds: float
+    reference: Reference | None = None
+
+
+def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
+    """Read, verify, open and warm one version. Blocking. Raises ModelLoadError with the reason."""
+    files = ModelFiles(folder, version, sums_required=context.sums_required, max_bytes=context.max_version_bytes)
+    try:
+        parts = _sized(_opened(folder, version, files, context))
+        _check_golden(parts, files, context)
+        return replace(parts, reference=_reference(parts, files, context))
+    finally:
+        files.release()
+
+
+def _opened(folder: Path, version: int, files: ModelFiles, context: LoadContext) -> LoadedParts:
+    """Every check that needs no execution, then the session, warm."""
+    model = files.of_version(MODEL_FILE)
+    if model is None:
+        raise ModelLoadError(f"{version}/{MODEL_FILE} is missing", gate="files")
+    external = _external_data(model, f"{version}/{MODEL_FILE}", files)
+    manifest = manifests.read(folder, version, files)
+    labels = manifests.read_labels(folder, version, manifest, files)
+    engine = OrtEngine(model, manifest.execution_spec, external=external, intra_op_threads=1)
+    spec = manifests.resolve(manifest, labels, engine.inputs, engine.outputs, engine.provider.name)
+    task = TASKS[spec.task_name](spec.task)
+    preprocessor = row_maker(spec.input, context.limits, context.budget) if spec.input else None
+    instances = manifest.execution.instances
+    parts = LoadedParts(spec, engine, task, preprocessor, files.sha256(MODEL_FILE), instances, math.inf)
+    _warm_up(parts)
+    return parts
+
+
+def _external_data(model: bytes, name: str, files: ModelFiles) -> dict[str, bytes]:
+    """What the graph keeps in other files. Raises ModelLoadError on a graph that must not be loaded."""
+    found = onnx_file.inspect(model, name)
+    found.check()
+    external = {}
+    for beside in sorted(found.external_files()):
+        content = files.of_version(beside)
+        if content is None:
+            raise ModelLoadError(f"external data {beside!r} is missing beside {MODEL_FILE}", gate="external_data")
+        found.check_external(beside, len(content))
+        external[beside] = content
+    return external
+
+
+def _sized(parts: LoadedParts) -> LoadedParts:
+    """With the batch size that pays, where the manifest names none."""
+    largest = parts.spec.batching.max_batch_size
+    seconds_of = _time_batches(parts, [largest] if parts.spec.batching_is_given else _batch_sizes(largest))
+    if not seconds_of:
+        return parts
+    size = paying_batch_size(seconds_of, INLINE_SECONDS)
+    batching = replace(parts.spec.batching, max_batch_size=size)
+    return replace(parts, spec=replace(parts.spec, batching=batching), batch_seconds=seconds_of[size])
+
+
+def _check_golden(parts: LoadedParts, files: ModelFiles, context: LoadContext) -> None:
+    """Run golden.json, where there is one. Raises ModelLoadError on another answer than it expects."""
+    content = None if golden.GOLDEN_NAME in context.unread else files.of_version(golden.GOLDEN_NAME)
+    if content is None:
+        return
+    if parts.spec.input is None:
+        raise ModelLoadError(f"{golden.GOLDEN_NAME} needs a model that takes images", gate="golden")
+    wanted = golden.parse(content)
+    for case in wanted.cases:
+        image = golden.picture(case.seed, *parts.spec.input.size) if case.seed is not None else None
+        if case.file is not None and (image := files.of_version(case.file)) is None:
+            raise ModelLoadError(f"{golden.GOLDEN_NAME}: {case.file!r} is missing beside it", gate="golden")
+        assert image is not None
+        try:
+            scores = scores_of(parts, image)
+        except FoveaError as error:
+            raise ModelLoadError(f"{golden.GOLDEN_NAME}: {case.name}: {error}", gate="golden") from None
+        golden.compare(case, scores, wanted.tolerance)
+
+
+def trial(parts: LoadedParts) -> None:
+    """Run one picture of noise, as warming up did. Blocking. Raises EngineFailed where that no longer works."""
+    assert parts.spec.input is not None
+    parts.task.scores(_run(parts, noise(parts.spec.input, 1)))
+
+
+def scores_of(parts: LoadedParts, image: bytes) -> Scores:
+    """What one encoded image scores. Blocking. Raises what is wrong with the image, or EngineFailed."""
+    spec = parts.spec.input
+    assert spec is not None
+    preprocessor = row_maker(spec, ImageLimits(), DecodeBudget(ImageLimits().decode_bytes))
+    batch = np.empty((1, *spec.shape), spec.dtype)
+    preprocessor.prepare(preprocessor.inspect(ImagePayload(image)), batch[0])
+    scores: Scores = parts.task.scores(_run(parts, batch))[0]
+    return scores
+
+
+def _reference(parts: LoadedParts, files: ModelFiles, context: LoadContext) -> Reference | None:
+    content = None if drift.REFERENCE_NAME in context.unread else files.of_version(drift.REFERENCE_NAME)
+    return None if content is None else drift.parse(content, len(parts.spec.task.labels))
+
+
+def _warm_up(parts: LoadedParts) -> None:
+    """Run batches of 1, 2 and the largest size, and look whether the answer can be what the manifest says."""
+    if parts.spec.input is None:
+        return
+    largest = parts.spec.batching.max_batch_size
+    for size in sorted({1, min(2, largest), largest}):
+        try:
+            raw = _run(parts, noise(parts.spec.input, size))
+            parts.task.scores(raw)
+        except EngineFailed as error:
+            because = f": {' '.join(str(error.__cause__).split())[:300]}" if error.__cause__ else ""
+            raise ModelLoadError(
+                f"warm-up with {size} images of random pixels: {error}{because}", gate="warm_up"
+            ) from None
+        _refuse_activation_twice(parts.spec, raw)
+
+
+def _batch_sizes(largest: int) -> list[int]:
+    return [size for size in (2, 4, 8, 16, 32) if size <= largest] or [largest]
+
+
+def _time_batches(
+    parts: LoadedParts, sizes: Sequence[int], clock: Callable[[], float] | None = None
+) -> dict[int, float]:
+    """Seconds of an execution by batch size, as far as there is time for; nothing for a model that takes no images.
+
+    On a CPU seconds of this thread, so that a version loaded under load is judged as one loaded before it.
+    """
+    clock = clock or (time.thread_time if parts.engine.provider.name == "cpu" else time.perf_counter)
+    seconds_of: dict[int, float] = {}
+    if parts.spec.input is None:
+        return seconds_of
+    started_at = clock()
+    for size in sizes:
+        batch = noise(parts.spec.input, size)
+        for _ in range(_TIMED_RUNS):
+            run_at = clock()
+            if run_at - started_at > _MOST_TIMING_SECONDS:
+                return seconds_of
+            _run(parts, batch)
+            seconds_of[size] = min(seconds_of.get(size, math.inf), clock() - run_at)
+    return seconds_of
+
+
+def noise(spec: InputSpec, size: int) -> npt.NDArray[Any]:
+    pixels = np.random.default_rng(0).integers(0, 256, (size, *spec.shape)).astype(spec.dtype)
+    return pixels if spec.dtype == "uint8" else pixels / np.asarray(255, pixels.dtype)
+
+
+def _refuse_activation_twice(spec: ModelSpec, raw: npt.NDArray[Any]) -> None:
+    rows = raw.reshape(len(raw), -1).astype(np.float64)
+    if rows.min() < 0 or rows.max() > 1:
+        return
+    if spec.task.activation == "softmax" and rows.shape[1] > 1 and np.allclose(rows.sum(axis=1), 1, atol=1e-3):
+        raise ModelLoadError(
+            'output.activation = "softmax", and the graph\'s output already adds up to 1: set activation = "none"',
+            gate="warm_up",
+        )
+
+
+def _run(parts: LoadedParts, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    assert parts.spec.input is not None
+    outputs = parts.engine.run({parts.spec.input.tensor: batch})
+    place = [output.name for output in parts.engine.outputs].index(parts.spec.output_tensor)
+    return checked_rows(outputs[place], len(batch))
+
+
+def checked_rows(raw: npt.NDArray[Any], images: int) -> npt.NDArray[Any]:
+    if raw.ndim == 0 or len(raw) != images:
+        rows = len(raw) if raw.ndim else 0
+        raise EngineFailed(
+            f"The model gave {rows} rows for a batch of {images}; its first dimension must be the batch."
+        )
+    return raw
