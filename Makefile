@@ -22,11 +22,12 @@ LOAD := .venv-load/.installed
 REAL := .venv-real/.installed
 PAGE := .venv-page/.installed
 CHECKOV := .venv-checkov/.installed
-RECIPES := .venv-recipes/.installed
 QUANTIZE := .venv-quantize/.installed
+IMPORT := .venv-import/.installed
 BIN := .venv-dev/bin
 COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-header --quiet $(UPGRADE)
 UPGRADE ?= --upgrade
+LOCKED = .venv-import/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 
 # A virtual environment from hashed lock files, with this package in it: $(call install,FOLDER,LOCKS)
 define install
@@ -87,8 +88,14 @@ rollouts: $(DEV)  ## Versions under load: ARGS="flips bad shadow canary drift po
 accuracy: $(DEV)  ## The test sets of digits and fashion through HTTP, against their model cards
 	$(BIN)/python loadtests/accuracy.py $(ARGS)
 
-recipe: $(RECIPES)  ## Make a model of the repository again: NAME=imagenet|imagenet_int8|digits|fashion
-	.venv-recipes/bin/python model_repo/recipes/$(NAME).py $(ARGS)
+import: $(IMPORT)  ## Make a model of the repository from an ONNX, Keras or PyTorch file: SOURCE=... NAME=... ARGS=...
+	@exec .venv-import/bin/fovea import "$(SOURCE)" --name "$(NAME)" --model-repo $(MODEL_REPO) $(ARGS)
+
+recipe: $(IMPORT)  ## Make a model by its recipe: NAME=imagenet|imagenet_int8|digits|fashion|tutorial|transfer (ARGS=--help)
+	.venv-import/bin/python model_repo/recipes/$(NAME).py $(ARGS)
+
+test-import: $(IMPORT)  ## Keras, PyTorch and the tutorials' networks through import, serve and classify (minutes)
+	PYTHONPATH=model_repo/recipes .venv-import/bin/python -m pytest -W default --timeout 900 tests/importing $(ARGS)
 
 quantize: $(QUANTIZE)  ## fovea quantize, with the tools it needs: ARGS="MODEL --images DIR"
 	.venv-quantize/bin/fovea quantize $(ARGS)
@@ -123,6 +130,9 @@ lock: $(DEV)  ## Resolve the dependencies again into requirements/*.txt
 	echo opencv-python-headless | $(COMPILE:pyproject.toml=-) --no-deps -o requirements/opencv.txt
 	$(COMPILE) --extra cpu --extra opencv --extra tracing --group dev -o requirements/dev.txt
 	$(COMPILE) loadtests/requirements.in --extra cpu --group build -o requirements/load.txt
+	mkdir -p build
+	$(COMPILE) model_repo/recipes/requirements.txt --extra cpu --extra opencv --extra import --group build --group import-tests -o build/import.txt
+	awk '/^[^ ]/ {torch = /^(cuda|nvidia|torch|triton)/} {print > ("requirements/" (torch ? "torch" : "import") ".txt")}' build/import.txt
 	echo 'checkov>=3.2' | $(BIN)/uv pip compile - --generate-hashes --no-header --quiet $(UPGRADE) -o requirements/checkov.txt
 	$(COMPILE) tests/real/requirements.in --extra cpu --extra opencv --extra tracing --group dev -o requirements/real.txt
 	$(COMPILE) tests/page/requirements.in --extra cpu --group dev -o requirements/page.txt
@@ -131,7 +141,7 @@ shape: $(DEV)  ## The longest functions and the largest files: to look at
 	$(BIN)/python tests/support/shape.py
 
 clean:  ## Remove the virtual environments and what tools left behind
-	rm -rf .venv .venv-dev .venv-checkov .venv-load .venv-page .venv-quantize .venv-real .venv-recipes .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-dev .venv-checkov .venv-load .venv-page .venv-quantize .venv-real .venv-import .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
 .venv/.installed-%: requirements/%.txt requirements/opencv.txt pyproject.toml
 	$(call install,.venv,$(filter %.txt,$^))
@@ -164,10 +174,13 @@ $(QUANTIZE): requirements/quantize.txt pyproject.toml
 	$(call install,.venv-quantize,$<)
 	@touch $@
 
-$(RECIPES): model_repo/recipes/requirements.txt
-	rm -rf .venv-recipes
-	$(PYTHON) -m venv .venv-recipes
-	.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+# PyTorch's build for CPUs where an index or a folder of wheels has it; else PyPI's, with 2 GB of CUDA's libraries on Linux.
+$(IMPORT): requirements/import.txt requirements/torch-cpu.txt requirements/torch.txt pyproject.toml
+	rm -rf .venv-import
+	$(PYTHON) -m venv .venv-import
+	$(LOCKED) -r requirements/import.txt
+	$(LOCKED) -r requirements/torch-cpu.txt 2>/dev/null || $(LOCKED) -r requirements/torch.txt
+	.venv-import/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: help serve test test-abuse test-faults soak check format bench tensors load slo rollouts accuracy image test-real test-page sbom dashboard recipe lock shape clean compare quantize
+.PHONY: help serve test test-abuse test-faults soak check format bench tensors load slo accuracy image test-real test-page sbom dashboard recipe lock shape clean compare quantize import test-import rollouts

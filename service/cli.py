@@ -12,6 +12,8 @@ from service import __version__, config
 from service.config import Settings
 from service.errors import ConfigurationError
 
+_PRESETS = ("imagenet", "torchvision", "keras_tf", "unit", "caffe", "raw")  # the manifest's; a test holds them together
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `fovea`; returns the exit code."""
@@ -62,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_quantize(commands)
     _add_tune(commands)
+    _add_import(
+        commands.add_parser("import", help="make a model of the repository from an ONNX, Keras or PyTorch file")
+    )
     return parser
 
 
@@ -119,6 +124,41 @@ def _add_tune(commands: Any) -> None:
     tune.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (fovea-reports/tune-MODEL)")
     tune.add_argument("--dry-run", action="store_true", help="show the manifest's new keys and leave it as it is")
     _add_settings(tune)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE", help=".onnx, .keras, .h5, or .pt2 (torch.export.save)")
+    parser.add_argument("--name", required=True, help="the model's name in the repository")
+    parser.add_argument("--version", type=int, default=1, metavar="N", help="its version (default: 1)")
+    parser.add_argument("--model-repo", metavar="PATH", help="the repository (default: model_repo)")
+    parser.add_argument(
+        "--try",
+        dest="images",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="IMAGE",
+        help="show the answers for images, or folders, under each plausible preprocessing",
+    )
+    says = parser.add_argument_group("what the file does not say", "asked for, or guessed and reported, where needed")
+    says.add_argument("--labels", metavar="LABELS", help="a file (one a line), a folder of class folders, or a,b,c")
+    says.add_argument("--preset", choices=_PRESETS, help="how pixels are scaled")
+    for name in ("scale", "mean", "std"):
+        says.add_argument(f"--{name}", nargs="+", type=float, metavar="X", help="(pixel * scale - mean) / std")
+    says.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="height and width, or one for both")
+    says.add_argument("--color", choices=("rgb", "bgr", "gray"), help="bgr where training read with OpenCV")
+    says.add_argument("--layout", choices=("nchw", "nhwc"), help="where the channels stand")
+    says.add_argument("--frames", type=int, metavar="T", help="frames of a clip")
+    says.add_argument(
+        "--resize", choices=("stretch", "shortest_side", "letterbox"), help="how a picture comes to the size"
+    )
+    says.add_argument("--resize-to", type=int, metavar="PIXELS", help="shortest side before the crop")
+    says.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic", "area", "lanczos"))
+    says.add_argument("--resampler", choices=("pil", "opencv", "tf"), help="whose arithmetic")
+    says.add_argument("--antialias", action=argparse.BooleanOptionalAction, default=None, help="for --resampler tf")
+    says.add_argument("--task", choices=("multiclass", "multilabel", "binary"))
+    says.add_argument("--activation", choices=("softmax", "sigmoid", "none"), help="what the server applies")
+    says.add_argument("--output", metavar="NAME", help="the output that classifies, where there are several")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -224,6 +264,13 @@ def _tune(arguments: argparse.Namespace) -> int:
     return tune(_settings(arguments), options)
 
 
+def _import(arguments: argparse.Namespace) -> int:
+    from service.workbench.importing import run
+
+    given = {} if arguments.model_repo is None else {("repository", "path"): arguments.model_repo}
+    return run(vars(arguments), config.load(given, os.environ, None).repository.path)
+
+
 _COMMANDS = {
     "serve": _serve,
     "check": _check,
@@ -231,4 +278,5 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "quantize": _quantize,
     "tune": _tune,
+    "import": _import,
 }

@@ -28,8 +28,8 @@ from service.engine import onnx_file
 from service.engine.base import Engine
 from service.engine.ort import OrtEngine
 from service.errors import EngineFailed, FoveaError, ModelLoadError
+from service.imaging.clips import RowMaker, row_maker
 from service.imaging.decode import DecodeBudget
-from service.imaging.preprocess import Preprocessor
 from service.imaging.spec import ImageLimits, InputSpec
 from service.inference_statistics import Statistics
 from service.lane import ExecutionThreads
@@ -71,7 +71,7 @@ class LoadedParts:
     spec: ModelSpec
     engine: Engine
     task: Task
-    preprocessor: Preprocessor | None
+    preprocessor: RowMaker | None
     sha256: str
     instances: int
     batch_seconds: float
@@ -100,7 +100,7 @@ def _opened(folder: Path, version: int, files: ModelFiles, context: LoadContext)
     engine = OrtEngine(model, manifest.execution_spec, external=external, intra_op_threads=1)
     spec = manifests.resolve(manifest, labels, engine.inputs, engine.outputs, engine.provider.name)
     task = TASKS[spec.task_name](spec.task)
-    preprocessor = Preprocessor(spec.input, context.limits, context.budget) if spec.input else None
+    preprocessor = row_maker(spec.input, context.limits, context.budget) if spec.input else None
     instances = manifest.execution.instances
     parts = LoadedParts(spec, engine, task, preprocessor, files.sha256(MODEL_FILE), instances, math.inf)
     _warm_up(parts)
@@ -162,7 +162,7 @@ def scores_of(parts: LoadedParts, image: bytes) -> Scores:
     """What one encoded image scores. Blocking. Raises what is wrong with the image, or EngineFailed."""
     spec = parts.spec.input
     assert spec is not None
-    preprocessor = Preprocessor(spec, ImageLimits(), DecodeBudget(ImageLimits().decode_bytes))
+    preprocessor = row_maker(spec, ImageLimits(), DecodeBudget(ImageLimits().decode_bytes))
     batch = np.empty((1, *spec.shape), spec.dtype)
     preprocessor.prepare(preprocessor.inspect(ImagePayload(image)), batch[0])
     scores: Scores = parts.task.scores(_run(parts, batch))[0]

@@ -19,7 +19,7 @@ from service.engine.base import TensorSpec
 from service.engine.providers import PROVIDERS
 from service.engine.spec import ExecutionSpec
 from service.errors import ModelLoadError
-from service.imaging.spec import Color, Decode, InputSpec, Interpolation, Resampler, Resize
+from service.imaging.spec import Color, Decode, InputSpec, Interpolation, Layout, Resampler, Resize
 from service.model_files import ModelFiles
 from service.tasks import TASKS, TaskSpec
 
@@ -60,7 +60,7 @@ class InputTable(_Table):
     tensor: str | None = None
     size: tuple[Positive, Positive] | None = None
     color: Color | None = None
-    layout: Literal["nchw", "nhwc", "nthwc"] | None = None
+    layout: Layout | None = None
     frames: int = Field(1, ge=1)
     resize: Resize = "shortest_side"
     resize_to: int | None = Field(None, ge=1)
@@ -315,8 +315,6 @@ def _labels_for(manifest: Manifest, labels: Sequence[str] | None, output: Tensor
 
 
 def _input_spec(table: InputTable, inputs: Sequence[TensorSpec]) -> InputSpec:
-    if table.layout == "nthwc" or table.frames > 1:
-        raise ModelLoadError('layout = "nthwc": clips are not served by this version of Fovea')
     if len(inputs) > 1:
         raise ModelLoadError(f"the graph has {len(inputs)} inputs; images can feed a graph with one", gate="signature")
     tensor = _pick(inputs, table.tensor, f"{MANIFEST_NAME}: input.tensor")
@@ -335,6 +333,9 @@ def _input_spec(table: InputTable, inputs: Sequence[TensorSpec]) -> InputSpec:
     if table.resize == "shortest_side" and resize_to < max(size):
         raise ModelLoadError(f"input.resize_to = {resize_to} is less than the crop of {max(size)} pixels")
     antialias = table.resampler == "pil" if table.antialias is None else table.antialias
+    frames = _frames(table, tensor) if layout == "nthwc" else 1
+    if layout != "nthwc" and table.frames > 1:
+        raise ModelLoadError(f"input.frames = {table.frames} is for clips; input {tensor.name!r} has no time axis")
     return InputSpec(
         tensor=tensor.name,
         size=size,
@@ -352,18 +353,35 @@ def _input_spec(table: InputTable, inputs: Sequence[TensorSpec]) -> InputSpec:
         decode=table.decode,
         exif=table.exif,
         background=table.background,
+        frames=frames,
     )
 
 
-def _layout(table: InputTable, tensor: TensorSpec) -> tuple[Literal["nchw", "nhwc"], int, tuple[int, int]]:
+def _frames(table: InputTable, tensor: TensorSpec) -> int:
+    """How many frames a clip has."""
+    in_graph = tensor.shape[1]
+    if "frames" not in table.model_fields_set:
+        if in_graph == -1:
+            raise ModelLoadError("input.frames is needed: the graph leaves the length of a clip open")
+        return in_graph
+    if in_graph not in (-1, table.frames):
+        raise ModelLoadError(f"input.frames = {table.frames} and the graph wants {in_graph}")
+    return table.frames
+
+
+def _layout(table: InputTable, tensor: TensorSpec) -> tuple[Layout, int, tuple[int, int]]:
     """Layout, channels and (height, width) that the graph says, -1 where it leaves them open."""
-    if len(tensor.shape) != 4:
-        raise ModelLoadError(
-            f"input {tensor.name!r} has shape {list(tensor.shape)}; images feed one of 4 dimensions", gate="signature"
-        )
-    _, first, middle, last = tensor.shape
     wanted = table.layout
-    if wanted is None:
+    ranks = {None: (4, 5), "nthwc": (5,)}.get(wanted, (4,))
+    if len(tensor.shape) not in ranks:
+        raise ModelLoadError(
+            f"input {tensor.name!r} has shape {list(tensor.shape)}; images feed one of 4 dimensions, clips one of 5",
+            gate="signature",
+        )
+    *_, first, middle, last = tensor.shape
+    if len(tensor.shape) == 5:
+        wanted = "nthwc"
+    elif wanted is None:
         if first in (1, 3) and last not in (1, 3):
             wanted = "nchw"
         elif last in (1, 3) and first not in (1, 3):
@@ -382,8 +400,7 @@ def _layout(table: InputTable, tensor: TensorSpec) -> tuple[Literal["nchw", "nhw
         raise ModelLoadError(
             f"input {tensor.name!r} has {channels} channels; color = {table.color!r} does not fit", gate="signature"
         )
-    layout: Literal["nchw", "nhwc"] = "nchw" if wanted == "nchw" else "nhwc"
-    return layout, channels, size
+    return wanted, channels, size
 
 
 def _scaling(

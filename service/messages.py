@@ -33,6 +33,13 @@ class ImagePayload:
 
 
 @dataclass(frozen=True, slots=True)
+class ClipPayload:
+    """The images of one request to a model that takes clips: frames in order, or one animation."""
+
+    frames: tuple[ImagePayload, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class InferenceRequest:
     """Images for one model. `deadline_at` is absolute; `threshold` drops predictions that score below it."""
 

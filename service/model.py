@@ -30,7 +30,7 @@ from service.errors import (
     OutOfMemory,
 )
 from service.guard import Guard
-from service.imaging.preprocess import InspectedImage
+from service.imaging.clips import Inspected, Payload
 from service.imaging.spec import InputSpec
 from service.inference_statistics import Execution
 from service.isolation import isolate
@@ -38,7 +38,7 @@ from service.lane import ExecutionThreads, FusedLane, InlineLane, Lane
 from service.loading import INLINE_SECONDS, LoadContext, LoadedParts, checked_rows, scores_of, trial
 from service.machine import give_back_memory
 from service.manifest import ModelSpec
-from service.messages import Classification, ImagePayload, Prediction, Stage, Timings
+from service.messages import Classification, ClipPayload, ImagePayload, Prediction, Stage, Timings
 from service.metrics import ModelMetrics
 from service.tasks import Task
 from service.tasks.base import Scores
@@ -52,7 +52,7 @@ _INLINE_BYTES = 128 * 1024  # images and rows in all, encoded and decoded, that 
 class ImageItem(NamedTuple):
     """One image in the queue, with what its caller wants of the answer."""
 
-    image: InspectedImage
+    image: Inspected
     top_k: int
     threshold: float | None
     request_id: str | None = None
@@ -61,7 +61,7 @@ class ImageItem(NamedTuple):
 class RawImageItem(NamedTuple):
     """One image in the queue whose caller wants the graph's own outputs."""
 
-    image: InspectedImage
+    image: Inspected
 
 
 Item = ImageItem | RawImageItem | TensorItem
@@ -224,8 +224,12 @@ class LoadedModel:
         """Why it cannot serve now; empty where it can."""
         return self.guard.fault
 
-    def inspect(self, payload: ImagePayload) -> InspectedImage:
-        """Check an image's header against the limits. Raises NoImageSignature or what is wrong with the image."""
+    def grouped(self, images: Sequence[ImagePayload]) -> Sequence[Payload]:
+        """What of a request's images is answered together: each image, or all of them as a clip."""
+        return images if self._parts.preprocessor is None else self._parts.preprocessor.grouped(images)
+
+    def inspect(self, payload: Payload) -> Inspected:
+        """Check headers against the limits. Raises NoImageSignature or what is wrong with the image."""
         if self._parts.preprocessor is None:
             raise NoImageSignature(f"Model {self.name!r} takes tensors: its manifest has no image preprocessing.")
         return self._parts.preprocessor.inspect(payload)
@@ -265,7 +269,10 @@ class LoadedModel:
         for item, row in zip(items, rows, strict=True):
             if isinstance(item, TensorItem):
                 raise InvalidTensor("A tensor made for another preprocessing.")
-            preprocessor.prepare(preprocessor.inspect(ImagePayload(item.image.data)), row)
+            payload = item.image.payload
+            if isinstance(payload, ClipPayload) and spec.layout != "nthwc":
+                raise InvalidTensor("A clip, where this version takes pictures.")
+            preprocessor.prepare(preprocessor.inspect(payload), row)
         return {spec.tensor: rows}
 
     def rows_of(self, tensors: Tensors) -> list[TensorItem]:

@@ -23,7 +23,16 @@ from service.errors import (
 )
 from service.inference_statistics import VersionStatistics
 from service.logs import request_id_var
-from service.messages import Classification, ImagePayload, InferenceRequest, InferenceResult, ModelRef, Stage, Timings
+from service.messages import (
+    Classification,
+    ClipPayload,
+    ImagePayload,
+    InferenceRequest,
+    InferenceResult,
+    ModelRef,
+    Stage,
+    Timings,
+)
 from service.metrics import Metrics
 from service.model import Answer, ImageItem, Item, LoadedModel, RawImageItem, stages_of, timings_of
 from service.repository.manager import ModelRepository
@@ -134,7 +143,7 @@ class Pipeline:
             ticket.version, ticket.statistics = version, model.statistics
             ticket.images = places = []
             try:
-                for image in request.images:
+                for image in model.grouped(request.images):
                     places.append(_enter(model, image, request, ticket))  # noqa: PERF401  # what entered before a failure is forgotten
                 items = [await _settle(model, place) for place in places]
             finally:
@@ -202,7 +211,7 @@ def _outcome(error: BaseException | None) -> Outcome:
 
 
 def _enter(
-    model: LoadedModel, image: ImagePayload, request: InferenceRequest, ticket: Ticket
+    model: LoadedModel, image: ImagePayload | ClipPayload, request: InferenceRequest, ticket: Ticket
 ) -> Entry[Item, Answer] | FoveaError:
     """Into the queue, or what is wrong with the image. Raises NoImageSignature, Overloaded."""
     try:

@@ -9,7 +9,9 @@ Threading: everything here may run on any thread.
 import math
 import threading
 import warnings
+from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import groupby
 from types import TracebackType
 
 import numpy as np
@@ -86,6 +88,29 @@ def decode(
     """
     pixels = _turbo_jpeg(data, header, gray, halvings) if fast and header.is_plain else None
     return _pillow(data, header, gray, halvings, background) if pixels is None else pixels
+
+
+def decode_frames(
+    data: bytes, header: ImageHeader, places: Sequence[int], *, gray: bool, background: tuple[int, int, int]
+) -> Iterator[Pixels]:
+    """The frames of an animation at `places` (ascending; a repeated one comes once), one at a time.
+
+    Raises InvalidImage.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=[FORMATS[header.format].pillow_name]) as image:
+            if image.size != (header.width, header.height):
+                raise InvalidImage("The image's own headers disagree about its size.")
+            for place, _ in groupby(places):
+                image.seek(place)
+                image.load()
+                yield np.asarray(_flattened(image, gray, background), np.uint8)
+    except (InvalidImage, MemoryError):
+        raise
+    except Exception:
+        raise InvalidImage(
+            f"A frame of the {header.format.upper()} does not decode: it is truncated or damaged."
+        ) from None
 
 
 def _turbo_jpeg(data: bytes, header: ImageHeader, gray: bool, halvings: int) -> Pixels | None:

@@ -19,6 +19,7 @@ _MAX_SEGMENTS = 4096  # a 20 MiB file of 8 KiB chunks has 2,560; more is an atta
 _MAX_SCANS = 500  # a progressive JPEG has about 10; each more costs a pass over all coefficients
 _MAX_IFD_ENTRIES = 512
 _ORIENTATION_TAG = 0x0112
+_WEBP_ANIMATION = 0x02  # a flag of the extended header
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,20 @@ def read_webp(data: bytes) -> ImageHeader:
     else:
         raise InvalidImage("The WebP has no image chunk.")
     return _checked(ImageHeader("webp", width, height, orientation))
+
+
+def webp_frames(data: bytes) -> int:
+    """How many frames an animated WebP has; 1 for a still one. Raises InvalidImage where there are too many."""
+    if data[12:16] != b"VP8X" or not data[20] & _WEBP_ANIMATION:
+        return 1
+    frames, position = 0, 12
+    for _ in range(_MAX_SEGMENTS):
+        if position + 8 > len(data):
+            return max(frames, 1)
+        frames += data[position : position + 4] == b"ANMF"
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + length + (length & 1)
+    raise InvalidImage("The WebP has too many chunks.")
 
 
 def read_with_pillow(data: bytes, name: str, pillow_format: str) -> ImageHeader:

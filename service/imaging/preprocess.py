@@ -6,6 +6,7 @@ libjpeg-turbo halve a JPEG while it decodes, resamples only the window that is k
 instead of the large source. Fast is held to exact by a test over real photographs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,11 @@ class InspectedImage:
         return len(self.data) + self.decoded_bytes
 
     @property
+    def payload(self) -> ImagePayload:
+        """As it came, for another preprocessing."""
+        return ImagePayload(self.data)
+
+    @property
     def info(self) -> ImageInfo:
         return ImageInfo(self.header.format, *self.displayed)
 
@@ -73,6 +79,10 @@ class Preprocessor:
         self._bias = np.ascontiguousarray(bias, np.float32).reshape(across)
         self._has_bias = bool(self._bias.any())
         self._is_raw = spec.dtype == "uint8"
+
+    def grouped(self, images: Sequence[ImagePayload]) -> Sequence[ImagePayload]:
+        """What of a request's images becomes a row each: every image."""
+        return images
 
     def inspect(self, payload: ImagePayload) -> InspectedImage:
         """Check signature, media type and limits. Raises UnsupportedMediaType, InvalidImage or ImageTooLarge."""
@@ -107,7 +117,11 @@ class Preprocessor:
                 fast=self._fast,
                 background=self.spec.background,
             )
-            content = self._fast_content(pixels, image) if self._fast else self._exact_content(pixels, image)
+            self.render(pixels, image, out)
+
+    def render(self, pixels: Pixels, image: InspectedImage, out: npt.NDArray[Any]) -> None:
+        """Decoded `pixels` of `image`, resampled and normalised into `out`."""
+        content = self._fast_content(pixels, image) if self._fast else self._exact_content(pixels, image)
         self._normalise(self._padded(content, image.placement), out)
 
     def _exact_content(self, pixels: Pixels, image: InspectedImage) -> resample.Content:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Color = Literal["rgb", "bgr", "gray"]
-Layout = Literal["nchw", "nhwc"]
+Layout = Literal["nchw", "nhwc", "nthwc"]
 Resize = Literal["stretch", "shortest_side", "letterbox"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos"]
 Resampler = Literal["pil", "opencv", "tf"]
@@ -16,7 +16,7 @@ class InputSpec:
     """Pixels (0..255) become `(pixel * scale - mean) / std`, per channel in the order of `color`.
 
     `size` is (height, width); `resize_to` the short side in pixels before the centre crop (`shortest_side` only);
-    `dtype` the numpy name of the tensor's element type.
+    `dtype` the numpy name of the tensor's element type. `frames` counts those of a clip (layout "nthwc").
     """
 
     tensor: str
@@ -35,16 +35,20 @@ class InputSpec:
     decode: Decode = "fast"
     exif: Literal["apply", "ignore"] = "apply"
     background: tuple[int, int, int] = (255, 255, 255)
+    frames: int = 1
 
     @property
     def channels(self) -> int:
         return 1 if self.color == "gray" else 3
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image's tensor, without the batch dimension."""
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image's (or clip's) tensor, without the batch dimension."""
         height, width = self.size
-        return (self.channels, height, width) if self.layout == "nchw" else (height, width, self.channels)
+        if self.layout == "nchw":
+            return (self.channels, height, width)
+        picture = (height, width, self.channels)
+        return (self.frames, *picture) if self.layout == "nthwc" else picture
 
 
 @dataclass(frozen=True, slots=True)

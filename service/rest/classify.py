@@ -97,7 +97,10 @@ def _options(query: bytes) -> _Options:
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _REQUEST_BODY: dict[str, Any] = {
     "required": True,
-    "description": "One encoded image; or parts named `image`; or images in base64.",
+    "description": (
+        "One encoded image; or parts named `image`; or images in base64. A model of clips takes one animated WebP, or "
+        "the images as its frames, and answers with one result."
+    ),
     "content": {
         "image/jpeg": _BINARY,
         "image/png": _BINARY,

@@ -212,7 +212,8 @@ class AliveOut(_Schema):
 def classify_answer(result: InferenceResult, request: InferenceRequest, ticket: Ticket, request_id: str) -> bytes:
     """The 200 of a classify request, as JSON bytes."""
     timings = result.timings
-    items = [_result(item, image.name) for item, image in zip(result.items, request.images, strict=True)]
+    named = zip(result.items, request.images, strict=False)  # the frames of a clip are one item, named as the first
+    items = [_result(item, image.name) for item, image in named]
     return orjson.dumps(
         {
             "model": result.model,

@@ -58,6 +58,17 @@ def image_tensor(*shape: int, dtype: str = "float32") -> tuple[TensorSpec, ...]:
     return (TensorSpec("image", dtype, shape),)
 
 
+# Clips
+
+
+@pytest.mark.parametrize(("graph", "keys", "frames"), [(6, {}, 6), (6, {"frames": 6}, 6), (-1, {"frames": 5}, 5)])
+def test_a_time_axis_makes_it_a_clip_of_the_graphs_or_the_manifests_length(
+    graph: int, keys: dict[str, int], frames: int
+) -> None:
+    spec = image_input(inputs=image_tensor(-1, graph, 8, 9, 3), input={"preset": "unit", **keys})
+    assert (spec.layout, spec.frames, spec.shape) == ("nthwc", frames, (frames, 8, 9, 3))
+
+
 # Reading
 
 
@@ -493,8 +504,13 @@ def test_labels_fit_an_output_of_as_many_numbers_or_an_open_one(shape: tuple[int
         ({"inputs": image_tensor(-1, 224, 224)}, ["input 'image' has shape [-1, 224, 224]", "4 dimensions"]),
         ({"inputs": image_tensor(-1, 3, 8, 8, dtype="int64")}, ["input 'image' is int64", "float32, float16"]),
         ({"inputs": (*NCHW, *NCHW)}, ["the graph has 2 inputs", "a graph with one"]),
-        ({"input": {"preset": "unit", "layout": "nthwc"}}, ['layout = "nthwc"', "not served by this version"]),
-        ({"input": {"preset": "unit", "frames": 8}}, ["clips are not served by this version"]),
+        ({"input": {"preset": "unit", "layout": "nthwc"}}, ["4 dimensions", "clips one of 5"]),
+        ({"input": {"preset": "unit", "frames": 8}}, ["input.frames = 8", "no time axis"]),
+        ({"inputs": image_tensor(-1, -1, 8, 8, 3)}, ["input.frames is needed"]),
+        (
+            {"inputs": image_tensor(-1, 4, 8, 8, 3), "input": {"preset": "unit", "frames": 8}},
+            ["input.frames = 8", "wants 4"],
+        ),
         ({"input": {"preset": "unit", "resize_to": 100}}, ["input.resize_to = 100", "less than the crop of 224"]),
         ({"output": {"thresholds": [0.1, 0.2]}}, ["output.thresholds has 2 numbers for 3 labels", "one, or one each"]),
         ({"output": {"activation": "none", "temperature": 2}}, ["output.temperature needs logits", '"none"']),
