@@ -86,7 +86,7 @@ def _rename_inputs(model: onnx.ModelProto) -> None:
 
 
 def _other_rank(model: onnx.ModelProto) -> None:
-    """The input gets two dimensions more, which a new first node takes off again. With one more it could be a clip's."""
+    """The input gets two dimensions more, which a new first node takes off again. One more could be a clip's."""
     tensor = model.graph.input[0]
     inner = f"{tensor.name}_squeezed"
     for node in model.graph.node:
