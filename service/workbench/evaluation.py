@@ -12,7 +12,7 @@ import orjson
 from service.messages import Prediction
 from service.workbench.asking import Described
 from service.workbench.labelled import Labelled
-from service.workbench.measures import CONFIDENCE_BINS, Tally, mcnemar
+from service.workbench.measures import Tally, mcnemar
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +89,3 @@ def answers_as_truth(described: Described, path: Path) -> list[Labelled]:
                     Labelled(row["file"], tuple(answered if described.task == "multilabel" else answered[:1]))
                 )
     return images
-
-
-def write_reference(path: Path, tally: Tally) -> None:
-    """What the version answers on images as they should be, for comparison with what it answers in service.
-
-    `labels`: share of images whose best label it is. `confidence`: shares of the best score between `edges`.
-    """
-    answered = max(1, int(tally.best.sum()))
-    labels = {tally.labels[index]: int(tally.best[index]) / answered for index in np.flatnonzero(tally.best).tolist()}
-    confidence = {
-        "edges": [place / CONFIDENCE_BINS for place in range(CONFIDENCE_BINS + 1)],
-        "shares": (tally.confidences / answered).tolist(),
-    }
-    draft = path.with_name(f".{path.name}.draft")  # a running server watches the folder
-    document = {"labels": labels, "images": int(tally.best.sum()), "confidence": confidence}
-    draft.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-    draft.replace(path)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from service import drift
 from service.messages import Prediction
 
 Counts = npt.NDArray[np.int64]
@@ -70,7 +71,7 @@ class Tally:
         self.predicted: Counts = np.zeros(classes, np.int64)
         self.support: Counts = np.zeros(classes, np.int64)
         self.confusion: dict[tuple[int, int], int] = {}
-        self.best: Counts = np.zeros(classes, np.int64)
+        self.answers = drift.Tally(classes)
         self.confidences: Counts = np.zeros(CONFIDENCE_BINS, np.int64)
         self._bins: Floats = np.zeros((CALIBRATION_BINS, 3))
         self._worst: list[Mistake] = []
@@ -94,7 +95,7 @@ class Tally:
         if not predictions:
             return
         best = predictions[0]
-        self.best[best.index] += 1
+        self.answers.add(best.index, best.score)
         self.confidences[_bin(best.score, CONFIDENCE_BINS)] += 1
         self._bins[_bin(best.score, CALIBRATION_BINS)] += (1, best.score, best.index in truth)
         if not self.several:
