@@ -71,9 +71,8 @@ class Tally:
         self.predicted: Counts = np.zeros(classes, np.int64)
         self.support: Counts = np.zeros(classes, np.int64)
         self.confusion: dict[tuple[int, int], int] = {}
-        self.best: Counts = np.zeros(classes, np.int64)
+        self.answers = drift.Tally(classes)
         self.confidences: Counts = np.zeros(CONFIDENCE_BINS, np.int64)
-        self.reference = drift.Tally(classes)
         self._bins: Floats = np.zeros((CALIBRATION_BINS, 3))
         self._worst: list[Mistake] = []
 
@@ -96,9 +95,8 @@ class Tally:
         if not predictions:
             return
         best = predictions[0]
-        self.best[best.index] += 1
+        self.answers.add(best.index, best.score)
         self.confidences[_bin(best.score, CONFIDENCE_BINS)] += 1
-        self.reference.add(best.index, best.score)
         self._bins[_bin(best.score, CALIBRATION_BINS)] += (1, best.score, best.index in truth)
         if not self.several:
             pair = (truth[0], best.index)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service import drift
 from tests.e2e.conftest import colored
 from tests.support import bodies, tiny_models
 from tests.support.server_process import MODEL_REPO, run_fovea, serving
@@ -71,27 +72,22 @@ class TestEvaluate:
         assert against["agreement"] == 9 / 13
         assert against["p_value"] == pytest.approx(0.125)
 
-    def test_reference_of_a_version_is_written_beside_its_graph(
+    def test_reference_of_a_version_is_written_as_the_server_reads_it(
         self, color_repository: Path, color_pictures: Path, tmp_path: Path
     ) -> None:
-        done = run_fovea(
-            "evaluate",
-            "colors/1",
-            color_pictures,
-            "--write-reference",
-            "--model-repo",
-            color_repository,
-            "--output",
-            tmp_path,
-        )
-        assert done.returncode == 0
-        path = color_repository / "colors" / "1" / "reference.json"
-        reference = json.loads(path.read_text())
+        for color, count in (("red", 100), ("green", 60), ("blue", 40)):
+            colored(tmp_path / "data", color, color, count)
+        where = ("--model-repo", color_repository, "--output", tmp_path / "report")
+        done = run_fovea("evaluate", "colors/2", tmp_path / "data", "--write-reference", *where)
+        path = color_repository / "colors" / "2" / "reference.json"
+        content = path.read_bytes()
+        checked = run_fovea("check", "--model-repo", color_repository)
         path.unlink()
-        assert reference["images"] == 13
-        assert reference["predictions"] == [5, 4, 4]
-        assert sum(reference["confidence"]) == 13
-        assert "too few to tell drift by" in done.stdout
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, str(path))
+        assert "1 models, 0 with errors" in checked.stdout
+        assert drift.parse(content, 3).predictions == (100, 0, 100)  # the second version takes green for blue
+        few = run_fovea("evaluate", "colors/2", color_pictures, "--write-reference", *where)
+        assert (few.returncode, "a reference needs 200" in few.stderr) == (2, True)
 
     def test_temperature_is_fitted_for_scores_that_are_too_sure(
         self, color_repository: Path, color_pictures: Path, tmp_path: Path
