@@ -14,16 +14,15 @@ from pathlib import Path
 
 import orjson
 
-from service import drift
 from service.config import Settings
+from service.drift import MIN_REFERENCE_IMAGES, REFERENCE_NAME
 from service.errors import ConfigurationError
 from service.messages import ModelRef
 from service.workbench import evaluation_report as reports
 from service.workbench import fitting, labelled
 from service.workbench.asking import Asker, opened, reference, rows
-from service.workbench.baseline import replace as replace_file
 from service.workbench.classify import bar
-from service.workbench.evaluation import Comparison, Evaluation, counted
+from service.workbench.evaluation import Comparison, Evaluation, counted, write_reference
 from service.workbench.labelled import Labelled
 from service.workbench.measures import TOP_K
 from service.workbench.row_files import RowFile
@@ -67,21 +66,14 @@ def evaluate(settings: Settings, options: Options) -> int:
     print(reports.as_text(first, comparison, fitted))
     print(f"\n{output / 'report.html'}, report.json")
     if options.write_reference:
-        print(_write_reference(settings, first))
+        if first.tally.images < MIN_REFERENCE_IMAGES:  # a version with such a file would not load
+            raise ConfigurationError(f"{first.tally.images} images: a reference needs {MIN_REFERENCE_IMAGES}")
+        folder = settings.repository.path / ref.name / str(first.described.version)
+        write_reference(folder, first.tally)
+        print(folder / REFERENCE_NAME)
     for file, error in first.errors[:10]:
         print(f"{file}: {error}", file=sys.stderr)
     return 1 if first.errors else 0
-
-
-def _write_reference(settings: Settings, evaluation: Evaluation) -> Path:
-    """What the version answered, for drift. Raises ConfigurationError where the images are too few for one."""
-    seen = evaluation.tally.answers.reference()
-    if seen.images < drift.MIN_REFERENCE_IMAGES:
-        raise ConfigurationError(f"{seen.images} images: a reference needs {drift.MIN_REFERENCE_IMAGES}")
-    described = evaluation.described
-    folder = settings.repository.path / described.name / str(described.version)
-    replace_file(folder, drift.REFERENCE_NAME, seen.to_json() + b"\n")
-    return folder / drift.REFERENCE_NAME
 
 
 async def measured(settings: Settings, ref: ModelRef, options: Options, output: Path) -> Evaluation:

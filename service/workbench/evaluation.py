@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from service.drift import REFERENCE_NAME
 from service.messages import Prediction
 from service.workbench.asking import Described
+from service.workbench.baseline import replace_file
 from service.workbench.labelled import Labelled
 from service.workbench.measures import Tally, mcnemar
 
@@ -89,3 +91,8 @@ def answers_as_truth(described: Described, path: Path) -> list[Labelled]:
                     Labelled(row["file"], tuple(answered if described.task == "multilabel" else answered[:1]))
                 )
     return images
+
+
+def write_reference(folder: Path, tally: Tally) -> None:
+    """What the version in `folder` answers on images as they should be, for drift in service to be measured against."""
+    replace_file(folder, REFERENCE_NAME, tally.reference.reference().to_json() + b"\n")

@@ -71,8 +71,9 @@ class Tally:
         self.predicted: Counts = np.zeros(classes, np.int64)
         self.support: Counts = np.zeros(classes, np.int64)
         self.confusion: dict[tuple[int, int], int] = {}
-        self.answers = drift.Tally(classes)
+        self.best: Counts = np.zeros(classes, np.int64)
         self.confidences: Counts = np.zeros(CONFIDENCE_BINS, np.int64)
+        self.reference = drift.Tally(classes)
         self._bins: Floats = np.zeros((CALIBRATION_BINS, 3))
         self._worst: list[Mistake] = []
 
@@ -95,8 +96,9 @@ class Tally:
         if not predictions:
             return
         best = predictions[0]
-        self.answers.add(best.index, best.score)
+        self.best[best.index] += 1
         self.confidences[_bin(best.score, CONFIDENCE_BINS)] += 1
+        self.reference.add(best.index, best.score)
         self._bins[_bin(best.score, CALIBRATION_BINS)] += (1, best.score, best.index in truth)
         if not self.several:
             pair = (truth[0], best.index)
