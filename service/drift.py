@@ -99,8 +99,6 @@ def parse(content: bytes, labels: int) -> Reference:
     reference = Reference(*columns)
     if not reference.images == sum(reference.confidence) == tree.get("images"):
         raise _refused("predictions and confidence must each add up to images")
-    if reference.images < MIN_REFERENCE_IMAGES:
-        raise _refused(f"has {reference.images} images; {MIN_REFERENCE_IMAGES} are the least")
     return reference
 
 

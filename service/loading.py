@@ -9,6 +9,7 @@
 Blocking; runs on a thread. Whoever fails raises ModelLoadError with the gate and the reason.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ from service.metrics import Metrics
 from service.model_files import MAX_VERSION_BYTES, ModelFiles
 from service.tasks import TASKS, Task
 from service.tasks.base import Scores
+
+logger = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 _MOST_TIMING_SECONDS = 0.4  # of a load, spent on finding the batch size that pays
@@ -168,7 +171,11 @@ def scores_of(parts: LoadedParts, image: bytes) -> Scores:
 
 def _reference(parts: LoadedParts, files: ModelFiles, context: LoadContext) -> Reference | None:
     content = None if drift.REFERENCE_NAME in context.unread else files.of_version(drift.REFERENCE_NAME)
-    return None if content is None else drift.parse(content, len(parts.spec.task.labels))
+    reference = None if content is None else drift.parse(content, len(parts.spec.task.labels))
+    if reference is not None and reference.images < drift.MIN_REFERENCE_IMAGES:
+        logger.warning("reference_too_small", extra={"images": reference.images, "least": drift.MIN_REFERENCE_IMAGES})
+        return None
+    return reference
 
 
 def _warm_up(parts: LoadedParts) -> None:

@@ -47,7 +47,7 @@ async def _write(settings: Settings, name: str, make: Make, model: str | None) -
         await server.repository.reconcile()
         for folder, loaded in _versions(server, model):
             content = await asyncio.to_thread(make, folder, loaded)
-            _replace(folder, name, content)
+            replace_file(folder, name, content)
             written += 1
             print(f"wrote  {loaded.name}/{loaded.version}/{name}")
         for status in server.repository.index():
@@ -96,7 +96,7 @@ def _reference(files: list[Path], loaded: LoadedModel) -> bytes:
     return tally.reference().to_json() + b"\n"
 
 
-def _replace(folder: Path, name: str, content: bytes) -> None:
+def replace_file(folder: Path, name: str, content: bytes) -> None:
     """Write a file of a version, and its line in SHA256SUMS where there is one; each appears whole."""
     _put(folder / name, content)
     sums = folder / SUMS_NAME

@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from service.config import Settings
+from service.drift import MIN_REFERENCE_IMAGES, REFERENCE_NAME
 from service.errors import ConfigurationError
 from service.messages import ModelRef
 from service.workbench import evaluation_report as reports
@@ -26,7 +27,6 @@ from service.workbench.labelled import Labelled
 from service.workbench.measures import TOP_K
 from service.workbench.row_files import RowFile
 
-REFERENCE_FILE = "reference.json"
 _MOST_LABELS = 100  # that an answer may have
 _ROOT = Path("fovea-reports")
 
@@ -66,9 +66,11 @@ def evaluate(settings: Settings, options: Options) -> int:
     print(reports.as_text(first, comparison, fitted))
     print(f"\n{output / 'report.html'}, report.json")
     if options.write_reference:
-        path = settings.repository.path / ref.name / str(first.described.version) / REFERENCE_FILE
-        write_reference(path, first.tally)
-        print(path)
+        folder = settings.repository.path / ref.name / str(first.described.version)
+        write_reference(folder, first.tally)
+        print(folder / REFERENCE_NAME)
+        if first.tally.images < MIN_REFERENCE_IMAGES:
+            print(f"{first.tally.images} images are too few to tell drift by; {MIN_REFERENCE_IMAGES} are the least")
     for file, error in first.errors[:10]:
         print(f"{file}: {error}", file=sys.stderr)
     return 1 if first.errors else 0

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from service.drift import REFERENCE_NAME
 from service.messages import Prediction
 from service.workbench.asking import Described
+from service.workbench.baseline import replace_file
 from service.workbench.labelled import Labelled
-from service.workbench.measures import CONFIDENCE_BINS, Tally, mcnemar
+from service.workbench.measures import Tally, mcnemar
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +93,6 @@ def answers_as_truth(described: Described, path: Path) -> list[Labelled]:
     return images
 
 
-def write_reference(path: Path, tally: Tally) -> None:
-    """What the version answers on images as they should be, for comparison with what it answers in service.
-
-    `labels`: share of images whose best label it is. `confidence`: shares of the best score between `edges`.
-    """
-    answered = max(1, int(tally.best.sum()))
-    labels = {tally.labels[index]: int(tally.best[index]) / answered for index in np.flatnonzero(tally.best).tolist()}
-    confidence = {
-        "edges": [place / CONFIDENCE_BINS for place in range(CONFIDENCE_BINS + 1)],
-        "shares": (tally.confidences / answered).tolist(),
-    }
-    draft = path.with_name(f".{path.name}.draft")  # a running server watches the folder
-    document = {"labels": labels, "images": int(tally.best.sum()), "confidence": confidence}
-    draft.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-    draft.replace(path)
+def write_reference(folder: Path, tally: Tally) -> None:
+    """What the version in `folder` answers on images as they should be, for drift in service to be measured against."""
+    replace_file(folder, REFERENCE_NAME, tally.reference.reference().to_json() + b"\n")

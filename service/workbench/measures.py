@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from service import drift
 from service.messages import Prediction
 
 Counts = npt.NDArray[np.int64]
@@ -72,6 +73,7 @@ class Tally:
         self.confusion: dict[tuple[int, int], int] = {}
         self.best: Counts = np.zeros(classes, np.int64)
         self.confidences: Counts = np.zeros(CONFIDENCE_BINS, np.int64)
+        self.reference = drift.Tally(classes)
         self._bins: Floats = np.zeros((CALIBRATION_BINS, 3))
         self._worst: list[Mistake] = []
 
@@ -96,6 +98,7 @@ class Tally:
         best = predictions[0]
         self.best[best.index] += 1
         self.confidences[_bin(best.score, CONFIDENCE_BINS)] += 1
+        self.reference.add(best.index, best.score)
         self._bins[_bin(best.score, CALIBRATION_BINS)] += (1, best.score, best.index in truth)
         if not self.several:
             pair = (truth[0], best.index)

@@ -86,17 +86,18 @@ def _rename_inputs(model: onnx.ModelProto) -> None:
 
 
 def _other_rank(model: onnx.ModelProto) -> None:
-    """The input gets a dimension of one more, which a new first node takes off again."""
+    """The input gets two dimensions more, which a new first node takes off again. One more could be a clip's."""
     tensor = model.graph.input[0]
     inner = f"{tensor.name}_squeezed"
     for node in model.graph.node:
         for place, name in enumerate(node.input):
             if name == tensor.name:
                 node.input[place] = inner
-    tensor.type.tensor_type.shape.dim.add().dim_value = 1
-    axes = numpy_helper.from_array(np.array([-1], np.int64), "last_axis")
+    for _ in range(2):
+        tensor.type.tensor_type.shape.dim.add().dim_value = 1
+    axes = numpy_helper.from_array(np.array([-2, -1], np.int64), "last_axes")
     model.graph.initializer.append(axes)
-    model.graph.node.insert(0, helper.make_node("Squeeze", [tensor.name, "last_axis"], [inner]))
+    model.graph.node.insert(0, helper.make_node("Squeeze", [tensor.name, "last_axes"], [inner]))
 
 
 def _fewer_classes(model: onnx.ModelProto) -> None:
