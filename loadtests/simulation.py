@@ -26,6 +26,7 @@ from service.batching.policy import Dispatch, FairShare, Policy, QueueView, Wait
 from service.batching.spec import BatchingSpec
 
 _FASTER_WEIGHT, _SLOWER_WEIGHT = 0.5, 0.05  # of the newest execution, as in service/batching/batcher.py
+_LONGEST_WAIT_SHARE = 0.85  # of what a manifest allows, as there
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,8 @@ class Replica:
 
     def _enqueue(self, request: Request) -> None:
         batching = self._spec.batching
-        if len(self._queue) >= batching.max_queue_size or self._wait_ms() > batching.max_queue_wait_ms:
+        longest_ms = _LONGEST_WAIT_SHARE * batching.max_queue_wait_ms
+        if len(self._queue) >= batching.max_queue_size or self._wait_ms() > longest_ms:
             self._refuse(request)
             return
         request.queued_at = self._clock.now

@@ -154,10 +154,14 @@ def _answered(connection: socket.socket) -> bool:
 
 
 def _send_until_answered(connection: socket.socket, piece: bytes, most: int) -> int:
+    """How much; the answer can still be read where the connection has been ended under us meanwhile."""
     sent = 0
-    while sent < most and not _answered(connection):
-        connection.sendall(piece)
-        sent += len(piece)
+    try:
+        while sent < most and not _answered(connection):
+            connection.sendall(piece)
+            sent += len(piece)
+    except ConnectionError:
+        pass
     return sent
 
 

@@ -427,10 +427,10 @@ async def test_half_of_the_queue_is_kept_for_those_who_may_use_all_of_it(bench: 
 async def test_half_of_the_wait_is_kept_for_those_who_may_use_all_of_it(bench: MakeBench, clock: FakeClock) -> None:
     b = bench(max_batch_size=1, max_queue_wait_ms=1000)
     await occupied(b)
-    clock.advance(0.3)
+    clock.advance(0.25)
     b.execute.running[0].finish()
     await turns()
-    b.submit("running", "1", "2")  # a third would wait 0.6 s
+    b.submit("running", "1", "2")  # a third would wait 0.75 s
     with pytest.raises(Overloaded) as caught:
         b.submit("3", share=0.5)
     assert caught.value.reason == "queue_wait"
