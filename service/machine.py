@@ -6,6 +6,7 @@ Knows nothing of what they are used for.
 import ctypes
 import math
 import os
+import threading
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -39,6 +40,14 @@ def usable_cpus(root: Path = _CGROUP) -> int:
     allowed = len(affinity()) or os.cpu_count() or 1
     quota = cgroup_cpu_quota(root)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def step_back() -> None:
+    """Let other threads go before this one, as far as that may be said here: loading a version can wait for answers."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # a tenth of what others get, where all are busy
+    except (AttributeError, OSError):  # not Linux, or a sandbox that forbids it
+        pass
 
 
 def give_back_memory() -> None:

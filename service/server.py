@@ -11,6 +11,7 @@ Lifecycle, in order:
 import asyncio
 import logging
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from service import manifest as manifests
@@ -23,7 +24,7 @@ from service.imaging.formats import FORMATS
 from service.imaging.spec import ImageLimits
 from service.lane import ExecutionThreads
 from service.loading import LoadContext, load
-from service.machine import affinity, usable_cpus
+from service.machine import affinity, step_back, usable_cpus
 from service.metrics import Metrics
 from service.model import LoadedModel
 from service.pipeline import Pipeline
@@ -36,6 +37,7 @@ from service.shadow import Shadows
 
 logger = logging.getLogger(__name__)
 
+_LOADS_AT_ONCE = 4  # of different models; each holds its files in memory
 _WATCH_SECONDS = 1.0  # between two looks for executions that hang
 _LOST_DEVICE_SECONDS = 20.0  # four tries: a process never gets a lost device back, a new one may
 _MOST_LOST_THREADS = 3  # each keeps what it ran in memory; then a new process is better
@@ -47,6 +49,7 @@ class ModelLoader:
     def __init__(self, context: LoadContext, timeout_seconds: float) -> None:
         self._context = context
         self._timeout_seconds = timeout_seconds
+        self._threads = ThreadPoolExecutor(_LOADS_AT_ONCE, thread_name_prefix="load", initializer=step_back)
 
     def version_policy(self, model: FoundModel) -> VersionPolicy:
         policy = manifests.read(model.folder).version_policy
@@ -61,10 +64,15 @@ class ModelLoader:
         )
         return Rollout(table.stable, canary, shadow)
 
+    def close(self) -> None:
+        """Begin no further load. One that hangs is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     async def load(self, model: FoundModel, version: int) -> LoadedModel:
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                parts = await asyncio.to_thread(partial(load, model.folder, version, self._context))
+                loading = partial(load, model.folder, version, self._context)
+                parts = await asyncio.get_running_loop().run_in_executor(self._threads, loading)
         except TimeoutError:
             raise ModelLoadError(
                 f"loading took longer than repository.load_timeout_s = {self._timeout_seconds:g}", gate="time_out"
@@ -99,9 +107,10 @@ class InferenceServer:
             unread=frozenset(unread),
         )
         self.shadows = Shadows(self.metrics)
+        self._loader = ModelLoader(context, settings.repository.load_timeout_s)
         self.repository: ModelRepository[LoadedModel] = ModelRepository(
             source or FolderSource(settings.repository.path),
-            ModelLoader(context, settings.repository.load_timeout_s),
+            self._loader,
             self.metrics,
             roles_changed=self._roles_changed,
         )
@@ -164,6 +173,7 @@ class InferenceServer:
         self.admission.close()
         self.state = ServerState.STOPPED
         await self.repository.close()
+        self._loader.close()
         await asyncio.to_thread(self.threads.close)
         logger.info("stopped")
 
