@@ -217,97 +217,113 @@ class Metrics:
 
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
-        counter = partial(Counter, registry=self.registry)
-        gauge = partial(Gauge, registry=self.registry)
-        histogram = partial(Histogram, registry=self.registry)
-        self.requests = counter(
-            "fovea_requests", "Requests by how they ended.", ["model", "version", "protocol", "outcome"]
-        )
-        self.request_seconds = histogram(
-            "fovea_request_duration_seconds",
-            "From the first byte of a request to its answer.",
-            ["model", "protocol"],
-            buckets=DURATION_BUCKETS,
-        )
-        self.stage_seconds = histogram(
-            "fovea_stage_duration_seconds",
-            "Time a request spent in each stage.",
-            ["model", "stage"],
-            buckets=DURATION_BUCKETS,
-        )
-        self.images = counter("fovea_images", "Images answered.", ["model", "version"])
-        self.batch_size = histogram("fovea_batch_size", "Images in one execution.", ["model"], buckets=_BATCH_BUCKETS)
-        self.queue_entries = gauge("fovea_queue_entries", "Entries waiting for an execution.", ["model"])
-        self.inflight = gauge("fovea_inflight_requests", "Requests admitted and not yet answered.")
-        self.rejected = counter(
-            "fovea_rejected", "Requests refused or dropped to keep the service healthy.", ["model", "reason"]
-        )
-        self.cancelled = counter(
-            "fovea_cancelled", "Requests whose caller left, by where they were then.", ["model", "phase"]
-        )
-        self.images_rejected = counter("fovea_images_rejected", "Images refused.", ["model", "reason"])
-        self.reloads = counter("fovea_model_reloads", "Loads of a version.", ["model", "result"])
-        self.refusals = counter(
-            "fovea_model_refusals", "Versions kept out, by the check they failed.", ["model", "reason"]
-        )
-        self.load_seconds = histogram(
-            "fovea_model_load_duration_seconds",
-            "Loading one version, warm-up included.",
-            ["model"],
-            buckets=_LOAD_BUCKETS,
-        )
-        self.failed_executions = counter(
-            "fovea_failed_executions",
-            "Engine calls that failed, those that look for who is at fault included.",
-            ["model"],
-        )
-        self.hung_executions = counter("fovea_hung_executions", "Engine calls that had to be ended.", ["model"])
-        self.lost_threads = counter("fovea_lost_threads", "Execution threads given up with what hung in them.")
-        self.broken = gauge(
-            "fovea_engine_broken",
-            "1 while a version is out of service as its engine always fails.",
-            ["model", "version"],
-        )
-        self.shadow_rows = counter(
-            "fovea_shadow_images",
-            "Images a shadow was offered, by what became of them.",
-            ["model", "version", "result"],
-        )
-        self.shadow_difference = histogram(
-            "fovea_shadow_score_difference",
-            "How far the shadow scores the stable version's best label from it.",
-            ["model", "version"],
-            buckets=_DIFFERENCE_BUCKETS,
-        )
-        self.shadow_seconds = histogram(
-            "fovea_shadow_duration_seconds",
-            "CPU time of one execution, by the stable version and by its shadow.",
-            ["model", "version", "role"],
-            buckets=DURATION_BUCKETS,
-        )
-        self.confidence = histogram(
-            "fovea_prediction_confidence",
-            "Score of the best prediction.",
-            ["model", "version"],
-            buckets=CONFIDENCE_BUCKETS,
-        )
-        self.repository_errors = counter("fovea_repository_errors", "Looks at the repository that did not work.")
-        self.open_connections = gauge("fovea_open_connections", "Connections of clients, as of the last second.")
-        self.connections_closed = counter(
-            "fovea_connections_closed", "Connections and requests ended by a limit of the transport.", ["reason"]
-        )
-        self.tasks = gauge("fovea_event_loop_tasks", "Tasks of the event loop that have not ended.")
-        self.auth_failures = counter("fovea_auth_failures", "Requests without the credential they need.", ["reason"])
-        self.log_dropped = gauge("fovea_log_lines_dropped", "Log lines lost to a stalled reader of stdout.")
-        self.spans_lost = gauge("fovea_trace_spans_lost", "Spans of traces that no collector took.")
-        gauge("fovea_build_info", "The running build.", ["version"]).labels(version).set(1)
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self.registry)
+        self._counter = partial(Counter, registry=self.registry)
+        self._gauge = partial(Gauge, registry=self.registry)
+        self._histogram = partial(Histogram, registry=self.registry)
+        self._declare_requests()
+        self._declare_loading()
+        self._declare_execution()
+        self._declare_process(version)
         self._request_children: dict[_RequestKey, tuple[Counter, Distribution, Distribution]] = {}
         self._loaded: dict[tuple[str, int], ModelMetrics] = {}
         self._providers: dict[tuple[str, str], str] = {}
         self._times_loaded: Counts[tuple[str, int]] = Counts()
         self._names: frozenset[str] = frozenset()
+
+    def _declare_requests(self) -> None:
+        self.requests = self._counter(
+            "fovea_requests", "Requests by how they ended.", ["model", "version", "protocol", "outcome"]
+        )
+        self.request_seconds = self._histogram(
+            "fovea_request_duration_seconds",
+            "From the first byte of a request to its answer.",
+            ["model", "protocol"],
+            buckets=DURATION_BUCKETS,
+        )
+        self.stage_seconds = self._histogram(
+            "fovea_stage_duration_seconds",
+            "Time a request spent in each stage.",
+            ["model", "stage"],
+            buckets=DURATION_BUCKETS,
+        )
+        self.images = self._counter("fovea_images", "Images answered.", ["model", "version"])
+        self.batch_size = self._histogram(
+            "fovea_batch_size", "Images in one execution.", ["model"], buckets=_BATCH_BUCKETS
+        )
+        self.queue_entries = self._gauge("fovea_queue_entries", "Entries waiting for an execution.", ["model"])
+        self.inflight = self._gauge("fovea_inflight_requests", "Requests admitted and not yet answered.")
+        self.rejected = self._counter(
+            "fovea_rejected", "Requests refused or dropped to keep the service healthy.", ["model", "reason"]
+        )
+        self.cancelled = self._counter(
+            "fovea_cancelled", "Requests whose caller left, by where they were then.", ["model", "phase"]
+        )
+        self.images_rejected = self._counter("fovea_images_rejected", "Images refused.", ["model", "reason"])
+        self.confidence = self._histogram(
+            "fovea_prediction_confidence",
+            "Score of the best prediction.",
+            ["model", "version"],
+            buckets=CONFIDENCE_BUCKETS,
+        )
+
+    def _declare_loading(self) -> None:
+        self.reloads = self._counter("fovea_model_reloads", "Loads of a version.", ["model", "result"])
+        self.refusals = self._counter(
+            "fovea_model_refusals", "Versions kept out, by the check they failed.", ["model", "reason"]
+        )
+        self.load_seconds = self._histogram(
+            "fovea_model_load_duration_seconds",
+            "Loading one version, warm-up included.",
+            ["model"],
+            buckets=_LOAD_BUCKETS,
+        )
+
+    def _declare_execution(self) -> None:
+        self.failed_executions = self._counter(
+            "fovea_failed_executions",
+            "Engine calls that failed, those that look for who is at fault included.",
+            ["model"],
+        )
+        self.hung_executions = self._counter("fovea_hung_executions", "Engine calls that had to be ended.", ["model"])
+        self.lost_threads = self._counter("fovea_lost_threads", "Execution threads given up with what hung in them.")
+        self.broken = self._gauge(
+            "fovea_engine_broken",
+            "1 while a version is out of service as its engine always fails.",
+            ["model", "version"],
+        )
+        self.shadow_rows = self._counter(
+            "fovea_shadow_images",
+            "Images a shadow was offered, by what became of them.",
+            ["model", "version", "result"],
+        )
+        self.shadow_difference = self._histogram(
+            "fovea_shadow_score_difference",
+            "How far the shadow scores the stable version's best label from it.",
+            ["model", "version"],
+            buckets=_DIFFERENCE_BUCKETS,
+        )
+        self.shadow_seconds = self._histogram(
+            "fovea_shadow_duration_seconds",
+            "CPU time of one execution, by the stable version and by its shadow.",
+            ["model", "version", "role"],
+            buckets=DURATION_BUCKETS,
+        )
+
+    def _declare_process(self, version: str) -> None:
+        self.repository_errors = self._counter("fovea_repository_errors", "Looks at the repository that did not work.")
+        self.open_connections = self._gauge("fovea_open_connections", "Connections of clients, as of the last second.")
+        self.connections_closed = self._counter(
+            "fovea_connections_closed", "Connections and requests ended by a limit of the transport.", ["reason"]
+        )
+        self.tasks = self._gauge("fovea_event_loop_tasks", "Tasks of the event loop that have not ended.")
+        self.auth_failures = self._counter(
+            "fovea_auth_failures", "Requests without the credential they need.", ["reason"]
+        )
+        self.log_dropped = self._gauge("fovea_log_lines_dropped", "Log lines lost to a stalled reader of stdout.")
+        self.spans_lost = self._gauge("fovea_trace_spans_lost", "Spans of traces that no collector took.")
+        self._gauge("fovea_build_info", "The running build.", ["version"]).labels(version).set(1)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
 
     def watch(self, source: StateSource) -> None:
         """Show the states of `source`, and the predictions of loaded versions, at every scrape."""

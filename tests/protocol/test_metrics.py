@@ -53,9 +53,10 @@ def traffic(client: httpx2.Client, server: ServerProcess, scrape: Callable[[], S
 
 
 def leave_while_running(server: ServerProcess, scrape: Callable[[], Scrape]) -> None:
-    """Ask the slow model, and go as soon as the request is known to be under way."""
+    """Ask the slow model for four images, half a second's work, and go as soon as that is known to be under way."""
     before = scrape()
-    request = raw_http.request("POST", "/api/v1/models/slow/classify", {"Content-Type": bodies.PNG}, RED)
+    headers = {"Content-Type": "application/json"}
+    request = raw_http.request("POST", "/api/v1/models/slow/classify", headers, bodies.json_body([RED] * 4))
     with socket.create_connection(("127.0.0.1", server.port), 10.0) as connection:
         connection.sendall(request)
         poll(lambda: scrape().total("fovea_inflight_requests") == 1, "the request is under way")
