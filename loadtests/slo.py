@@ -22,8 +22,8 @@ _SWEEP = (0.2, 0.4, 0.6, 0.75, 0.85, 0.95, 1.05, 1.25)  # of what a closed loop 
 _CLOSED_LOOP_CLIENTS = 32
 _CLOSE_ENOUGH = 0.02  # bisection ends where the two sides differ by less
 _CONFIRM_FACTOR = 2.0  # the last run is that much longer than the others
-_STEP_DOWN = 0.97  # and where it does not hold, the next one is that much slower
-_CONFIRMATIONS = 4
+_STEP_DOWN = 0.03  # and where it does not hold, the next one is that much slower, then twice that, and so on
+_CONFIRMATIONS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,10 @@ def search(measure: Callable[[float, float], Point], capacity: float) -> tuple[P
         else:
             bad = points[-1].asked_rate
     for attempt in range(_CONFIRMATIONS if good > 0 else 0):
-        points.append(measure(good * _STEP_DOWN**attempt, _CONFIRM_FACTOR))
+        points.append(measure(good, _CONFIRM_FACTOR))
         if points[-1].held:
             return points[-1], points
+        good *= 1 - _STEP_DOWN * 2**attempt
     return None, points
 
 

@@ -102,7 +102,10 @@ def patient_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("patient") / "model_repo"
     shutil.copytree(MODEL_REPO, root, ignore=shutil.ignore_patterns("recipes"))
     for manifest in root.glob("*/model.toml"):
-        manifest.write_text(manifest.read_text() + "\n[batching]\nmax_queue_wait_ms = 12000\n")
+        text = manifest.read_text()
+        table = "[batching]\n"
+        text = text if table in text else f"{text}\n{table}"
+        manifest.write_text(text.replace(table, f"{table}max_queue_wait_ms = 12000\n"))
     return root
 
 
@@ -242,7 +245,7 @@ class TestWhatThePassingChanges:
         self, pair: tuple[NginxProcess, ServerProcess]
     ) -> None:
         proxy, _ = pair
-        too_large = {"Content-Type": bodies.PNG, "Content-Length": str(28 * 1024 * 1024 + 1)}
+        too_large = {"Content-Type": bodies.PNG, "Content-Length": str(32 * 1024 * 1024 + 1)}
         answer = raw_http.exchange(proxy.port, raw_http.request("POST", "/api/v1/models/slow/classify", too_large))
         problem_of(answer, 413, "payload_too_large")
 
