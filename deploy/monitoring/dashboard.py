@@ -456,7 +456,8 @@ ROLLOUT = Row(
             "Share of a version's requests that ended in 500. A canary above the stable version is taken back.",
             (
                 (
-                    f"{rate('fovea_requests_total', MODEL + FAILED, 'model, version')} / "
+                    f"({rate('fovea_requests_total', MODEL + FAILED, 'model, version')} or "
+                    f"0 * {rate('fovea_requests_total', MODEL, 'model, version')}) / "
                     f"({rate('fovea_requests_total', MODEL, 'model, version')} > 0)",
                     "{{model}} {{version}}",
                 ),
@@ -501,7 +502,13 @@ ROLLOUT = Row(
         Panel(
             "Versions refused, by check",
             "Since the replicas started. The reason of each stands in the list of models and in the log.",
-            ((f"sum by (model, reason) (fovea_model_refusals_total{{{MODEL}}})", "{{model}} {{reason}}"),),
+            (
+                (
+                    f"sum by (model, reason) (fovea_model_refusals_total{{{MODEL}}}) or "
+                    f"0 * sum by (model) (fovea_model_reloads_total{{{MODEL}}})",
+                    "{{model}} {{reason}}",
+                ),
+            ),
             width=8,
         ),
         Panel(

@@ -37,7 +37,7 @@ import pytest
 from onnx import helper
 
 from tests.support import bodies, raw_http, tiny_models
-from tests.support.server_process import MODEL_REPO, PROJECT, ServerProcess, poll
+from tests.support.server_process import MODEL_REPO, PROJECT, ServerProcess, poll, run_fovea
 
 MONITORING = PROJECT / "deploy" / "monitoring"
 SCHEMA = PROJECT.parent / "shared" / "schemas" / "grafana_dashboard.schema.json"
@@ -107,6 +107,8 @@ def convolutions(count: int) -> onnx.ModelProto:
 
 
 FAST, BUSY, SLOW = 2, 12, 96  # convolutions: on a core some 5, 30 and 240 ms for an image
+WINDOW_IMAGES = 200  # of drift, the least there is
+ASKED = tiny_models.picture("red", 64, 64)
 THREADS = 2  # however many cores there are: what `overload` sends must be too much
 
 
@@ -126,7 +128,22 @@ def make_repository(folder: Path) -> Path:
     for name, cost, length, wait in (("busy", BUSY, 256, 300), ("narrow", FAST, 4, 1000), ("growing", FAST, 256, 1000)):
         manifest = tiny_models.UNIT + queue.format(length, wait)
         tiny_models.write_model(folder, name, convolutions(cost), manifest=manifest)
+    add_rolled_out(folder)
     return folder
+
+
+def add_rolled_out(folder: Path) -> None:
+    """`rolled` has a canary and a shadow, which are the same network, and a reference of what it is asked."""
+    table = "[rollout]\nstable = 1\ncanary = { version = 2, percent = 50 }\nshadow = { version = 3, percent = 100 }\n"
+    network = convolutions(FAST).SerializeToString()
+    model = tiny_models.write_model(folder, "rolled", network, manifest=tiny_models.UNIT + table)
+    for version in (2, 3):
+        publish(model, version, network)
+    with tempfile.TemporaryDirectory() as pictures:
+        for place in range(2 * WINDOW_IMAGES):
+            (Path(pictures) / f"{place}.png").write_bytes(ASKED)
+        done = run_fovea("check", "--write-reference", pictures, "--model", "rolled", "--model-repo", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # Traffic
@@ -210,14 +227,14 @@ def healthy_traffic(traffic: Traffic) -> None:
     large = classify("imagenet", bodies.photograph("retina.jpg"), bodies.JPEG)
     digits = bodies.different_digits(9)
     bad = [classify("digits", b"no image at all", bodies.PNG), classify("digits", digits[0][:-40], bodies.PNG)]
-    small = tiny_models.picture("red", 64, 64)
     several = classify("digits", bodies.json_body(digits), "application/json")
     traffic.start(8, [*photos, large])
     traffic.start(12, [classify("digits", digit, bodies.PNG) for digit in digits] + [several])
     traffic.start(1, bad)
     traffic.start(8, [classify("fashion", digit, bodies.PNG) for digit in digits])
     for name in ("busy", "narrow", "growing"):
-        traffic.start(4, [classify(name, small, bodies.PNG)])
+        traffic.start(4, [classify(name, ASKED, bodies.PNG)])
+    traffic.start(10, [classify("rolled", ASKED, bodies.PNG)])
     traffic.start(0.1, [classify("imagenet", bodies.photograph("retina.jpg"), bodies.JPEG, "?timeout_ms=1")])
     traffic.start(0.3, [photos[0]], leave=True)
     traffic.start(0.2, [classify("no-such-model", digits[0], bodies.PNG)])
@@ -298,6 +315,7 @@ class Stack:
             *("--repository.poll-interval-s", f"{poll_interval}"),
             *("--execution.threads", f"{THREADS}"),
             *("--log.success-sample", "0"),
+            *("--drift.window-images", f"{WINDOW_IMAGES}"),
         )
         self.replica = ServerProcess(self.repository, *self._settings).wait_until_ready()
         self.other = ServerProcess(self.repository, *self._settings).wait_until_ready()
