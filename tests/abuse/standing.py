@@ -27,10 +27,11 @@ class OwedLine:
     canary: str | None
 
     def is_met_by(self, lines: list[dict[str, Any]]) -> bool:
-        if len(lines) != 1 or lines[0]["status"] != self.status:
+        """By one line of an answer; what the request set going, a model tried again for one, has lines of its own."""
+        if [line["status"] for line in lines if "status" in line] != [self.status]:
             return False
-        text = str(lines[0])
-        return len(text) < _MOST_LINE_BYTES and (self.canary is None or self.canary not in text)
+        text = max(map(str, lines), key=len)
+        return len(text) < _MOST_LINE_BYTES and (self.canary is None or self.canary not in str(lines))
 
 
 class Baseline:
