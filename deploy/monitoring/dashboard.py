@@ -68,6 +68,11 @@ def mean(metric: str, by: str = "", selector: str = MODEL) -> str:
     return f"{rate(metric + '_sum', selector, by)} / ({rate(metric + '_count', selector, by)} > 0)"
 
 
+def mean_since_start(metric: str, by: str) -> str:
+    """For what is so rare that a window holds none of it."""
+    return f"sum by ({by}) ({metric}_sum{{{MODEL}}}) / sum by ({by}) ({metric}_count{{{MODEL}}})"
+
+
 def stage(name: str) -> str:
     return f'{MODEL}, stage="{name}"'
 
@@ -512,9 +517,9 @@ ROLLOUT = Row(
             width=8,
         ),
         Panel(
-            "Loads take, mean",
+            "Loads take, mean since the start",
             "From reading the files to being warm. Longer where the machine is busy.",
-            ((mean("fovea_model_load_duration_seconds", "model"), "{{model}}"),),
+            ((mean_since_start("fovea_model_load_duration_seconds", "model"), "{{model}}"),),
             unit="s",
             width=8,
         ),
