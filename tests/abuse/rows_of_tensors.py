@@ -128,17 +128,6 @@ def data() -> Iterator[Case]:
     yield json_case("75-outputs", GOOD, outputs=[{"name": str(n)} for n in range(10_000)])
 
 
-ELEMENTS = {
-    "past-the-end": b"\x05\0\0\0abc",
-    "no-data": b"\xff\xff\xff\xff",
-    "half-a-length": b"\1\0",
-    "one-of-two": b"\1\0\0\0a",
-    "three-of-two": oip.bytes_tensor([b"a", b"b", b"c"]),
-    "none": b"",
-    "no-text": oip.bytes_tensor([b"\xff", b"b"]),
-}
-
-
 def more_data() -> Iterator[Case]:
     """Compression, numbers that are odd and right, elements, orders, and endpoints that are not there."""
     packed = gzip.compress(body(GOOD))
@@ -166,7 +155,7 @@ def more_data() -> Iterator[Case]:
     yield named("66-in-a-json-answer", content, headers, "400")
     content, headers = oip.binary({"x": odd}, outputs=[{"name": "half", "parameters": {"binary_data": True}}])
     yield named("66-in-a-binary-answer", content, headers, "200", check=_carries_nan)
-    for name, tail in ELEMENTS.items():
+    for name, tail in oip.BROKEN_STRINGS.items():
         sized = {**STRINGS, "parameters": {"binary_data_size": len(tail)}}
         yield with_tail(f"69-{name}", tail, sized, path="/v2/models/echo/infer")
     yield _swapped()

@@ -54,17 +54,8 @@ class TestEvaluate:
     def test_two_versions_stand_beside_each_other(
         self, color_repository: Path, color_pictures: Path, tmp_path: Path
     ) -> None:
-        done = run_fovea(
-            "evaluate",
-            "colors/1",
-            color_pictures,
-            "--against",
-            "2",
-            "--model-repo",
-            color_repository,
-            "--output",
-            tmp_path,
-        )
+        where = ("--model-repo", color_repository, "--output", tmp_path)
+        done = run_fovea("evaluate", "colors/1", color_pictures, "--against", "2", *where)
         assert done.returncode == 0
         assert "colors/1 0.9231 against colors/2 0.6154: +30.77 points" in done.stdout
         against = report_of(tmp_path)["against"]
@@ -92,17 +83,8 @@ class TestEvaluate:
     def test_temperature_is_fitted_for_scores_that_are_too_sure(
         self, color_repository: Path, color_pictures: Path, tmp_path: Path
     ) -> None:
-        done = run_fovea(
-            "evaluate",
-            "colors/1",
-            color_pictures,
-            "--fit",
-            "temperature",
-            "--model-repo",
-            color_repository,
-            "--output",
-            tmp_path,
-        )
+        where = ("--model-repo", color_repository, "--output", tmp_path)
+        done = run_fovea("evaluate", "colors/1", color_pictures, "--fit", "temperature", *where)
         assert done.returncode == 0
         assert re.search(r"under \[output\]:\n +temperature = \d", done.stdout)
         assert report_of(tmp_path)["fitted"]["images"] == 13

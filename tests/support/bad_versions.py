@@ -6,7 +6,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,13 +76,15 @@ def _half_copied(file: Path) -> None:
     (file.parent / "zz.bin").unlink()
 
 
+def _renamed(names: MutableSequence[str], old: str, new: str) -> None:
+    names[:] = [new if name == old else name for name in names]
+
+
 def _rename_inputs(model: onnx.ModelProto) -> None:
     old = model.graph.input[0].name
     model.graph.input[0].name = "renamed"
     for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            if name == old:
-                node.input[place] = "renamed"
+        _renamed(node.input, old, "renamed")
 
 
 def _other_rank(model: onnx.ModelProto) -> None:
@@ -90,9 +92,7 @@ def _other_rank(model: onnx.ModelProto) -> None:
     tensor = model.graph.input[0]
     inner = f"{tensor.name}_squeezed"
     for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            if name == tensor.name:
-                node.input[place] = inner
+        _renamed(node.input, tensor.name, inner)
     for _ in range(2):
         tensor.type.tensor_type.shape.dim.add().dim_value = 1
     axes = numpy_helper.from_array(np.array([-2, -1], np.int64), "last_axes")
@@ -105,9 +105,7 @@ def _fewer_classes(model: onnx.ModelProto) -> None:
     output = model.graph.output[0]
     whole = f"{output.name}_whole"
     for node in model.graph.node:
-        for place, name in enumerate(node.output):
-            if name == output.name:
-                node.output[place] = whole
+        _renamed(node.output, output.name, whole)
     classes = output.type.tensor_type.shape.dim[1].dim_value
     cut = {"from": [0], "to": [classes - 1], "axis": [1]}
     for name, value in cut.items():

@@ -88,6 +88,18 @@ def bytes_tensor(items: Sequence[bytes]) -> bytes:
     return b"".join(len(item).to_bytes(4, "little") + item for item in items)
 
 
+# Two strings, spoiled
+BROKEN_STRINGS = {
+    "past-the-end": b"\x05\0\0\0abc",
+    "no-data": b"\xff\xff\xff\xff",
+    "half-a-length": b"\1\0",
+    "one-of-two": b"\1\0\0\0a",
+    "three-of-two": bytes_tensor([b"a", b"b", b"c"]),
+    "none": b"",
+    "no-text": bytes_tensor([b"\xff", b"b"]),
+}
+
+
 def split(answer: Any) -> tuple[Json, bytes]:
     """JSON and raw tensors of an answer."""
     content: bytes = answer.content

@@ -28,18 +28,7 @@ def test_nan_in_json_is_refused_with_the_way_out(client: httpx2.Client) -> None:
     assert "binary tensors" in client.post("/v2/models/both/infer", content=content).json()["error"]
 
 
-ELEMENTS = {
-    "past-the-end": b"\x05\0\0\0abc",
-    "no-data": b"\xff\xff\xff\xff",
-    "half-a-length": b"\1\0",
-    "one-of-two": b"\1\0\0\0a",
-    "three-of-two": oip.bytes_tensor([b"a", b"b", b"c"]),
-    "none": b"",
-    "no-text": oip.bytes_tensor([b"\xff", b"b"]),
-}
-
-
-@pytest.mark.parametrize("tail", list(ELEMENTS.values()), ids=list(ELEMENTS))
+@pytest.mark.parametrize("tail", list(oip.BROKEN_STRINGS.values()), ids=list(oip.BROKEN_STRINGS))
 def test_elements_that_do_not_fit_their_bytes_are_400(
     client: httpx2.Client, golden: Callable[[], None], tail: bytes
 ) -> None:
