@@ -1,12 +1,12 @@
-"""ModelRepository: the table of versions, and the one step that brings it towards what is wanted.
+"""ModelRepository: leases on versions, and the one step that brings their table towards what is wanted.
 
 Theory of operation
 ===================
 
-The table holds a record for every version ever seen: its state, the reason for it, and, while it is in service, the
-loaded model. Exactly one thing changes it: `reconcile`. It looks at the folder (in a thread), asks the pure policy for
-the next actions of each model, carries them out, and asks again until there are none. The start, the poll and an admin
-call are all the same step, at different times.
+The table (`table.py`) holds a record for every version ever seen: its state, the reason for it, and, while it is in
+service, the loaded model. Exactly one thing changes it: `reconcile`. It looks at the folder (in a thread), asks the
+pure policy for the next actions of each model, carries them out, and asks again until there are none. The start, the
+poll and an admin call are all the same step, at different times.
 
 *Leases.* A request takes a lease on one version and holds it until its answer. The lease decides once which version
 that is; a swap in between changes nothing for it. A version is freed when it is UNLOADING and its last lease has ended,
@@ -39,8 +39,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from service.errors import (
@@ -53,11 +51,20 @@ from service.errors import (
 )
 from service.messages import ModelRef
 from service.repository import policy as policies
-from service.repository.policy import Latest, Load, VersionPolicy
-from service.repository.rollout import Rollout, Share, goes_to_canary, stable_of
+from service.repository.policy import Load, VersionPolicy
+from service.repository.rollout import Rollout
 from service.repository.scanner import Scanner, Source
 from service.repository.source import Fingerprint, FoundModel
 from service.repository.states import ModelState, check
+from service.repository.table import (
+    NO_ROLLOUT,
+    ModelRecord,
+    ModelStatus,
+    ModelT,
+    RolloutStatus,
+    Servable,
+    VersionRecord,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,18 +74,6 @@ _PASSING = frozenset({"files", "engine", "time_out", "internal"})  # gates whose
 _UNLOADED = "unloaded"  # Triton's word in the index
 
 
-class Servable(Protocol):
-    """What the repository must be able to do with a loaded version. `fault` is why it cannot serve now, or empty."""
-
-    @property
-    def fault(self) -> str: ...
-
-    async def drain(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-ModelT = TypeVar("ModelT", bound=Servable)
 LoadedT_co = TypeVar("LoadedT_co", bound=Servable, covariant=True)
 
 
@@ -102,88 +97,6 @@ class Observer(Protocol):
         ...
 
 
-_NO_ROLLOUT = Rollout()
-
-
-@dataclass(slots=True)
-class _Record(Generic[ModelT]):
-    """One version. `loaded` is set in READY and UNLOADING only."""
-
-    fingerprint: Fingerprint
-    state: ModelState = ModelState.UNKNOWN
-    reason: str = ""
-    loaded: ModelT | None = None
-    leases: int = 0
-    attempts: int = 0
-    retry_at: float = 0.0
-    unused: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(slots=True)
-class _Model(Generic[ModelT]):
-    found: FoundModel
-    problem: str | None = None
-    policy: VersionPolicy = field(default_factory=Latest)
-    records: dict[int, _Record[ModelT]] = field(default_factory=dict)
-    rollout: Rollout = _NO_ROLLOUT
-    configured: Rollout = _NO_ROLLOUT  # what model.toml said last
-    coming: frozenset[int] = frozenset()  # asked for by a call that waits for them
-    previous: int | None = None  # was stable before the last call
-    default: int | None = None
-    canary: Share | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class VersionStatus(Generic[ModelT]):
-    version: int
-    state: ModelState
-    reason: str
-    loaded: ModelT | None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus(Generic[ModelT]):
-    """One line of the index. `default` is the version that answers requests without one, `fault` why it cannot now.
-
-    `card` is a file to read.
-    """
-
-    name: str
-    problem: str | None
-    default: int | None
-    versions: tuple[VersionStatus[ModelT], ...]
-    card: Path | None = None
-    fault: str = ""
-
-    @property
-    def is_ready(self) -> bool:
-        return self.default is not None and not self.fault
-
-    @property
-    def reason(self) -> str:
-        """Why the model is not ready; empty where it is."""
-        if self.is_ready:
-            return ""
-        if self.fault:
-            return f"version {self.default}: {self.fault}"
-        if self.problem:
-            return self.problem
-        newest_first = sorted(self.versions, key=lambda status: -status.version)
-        reasons = (f"version {status.version}: {status.reason}" for status in newest_first if status.reason)
-        loading = any(status.state is ModelState.LOADING for status in self.versions)
-        return next(reasons, "it is loading" if loading else "version_policy names no version that is there")
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutStatus:
-    """What was asked for, and who has which role now. A version that is not ready has none."""
-
-    asked: Rollout
-    stable: int | None
-    canary: Share | None
-    shadow: Share | None
-
-
 class ModelRepository(Generic[ModelT]):
     """See the theory of operation above. Event loop only.
 
@@ -203,7 +116,7 @@ class ModelRepository(Generic[ModelT]):
         self._observer = observer
         self._roles_changed = roles_changed
         self._clock = clock
-        self._models: dict[str, _Model[ModelT]] = {}
+        self._models: dict[str, ModelRecord[ModelT]] = {}
         self._seen: dict[str, FoundModel] | None = None
         self._looked_once = False
         self._held: set[str] = set()  # unloaded by name
@@ -216,7 +129,7 @@ class ModelRepository(Generic[ModelT]):
     @contextmanager
     def lease(self, ref: ModelRef) -> Iterator[tuple[int, ModelT]]:
         """One version, pinned until the block ends. Raises ModelNotFound or ModelNotReady."""
-        version, record = self._find(ref)
+        version, record = self._known(ref.name).choose(ref)
         loaded = record.loaded
         assert loaded is not None
         record.leases += 1
@@ -227,50 +140,24 @@ class ModelRepository(Generic[ModelT]):
             if record.leases == 0:
                 record.unused.set()
 
-    def _unknown(self, name: str) -> ModelNotFound | ModelNotReady:
-        """Before the folder was read nobody knows what it holds: a client, or a proxy, had better ask again."""
+    def _known(self, name: str) -> ModelRecord[ModelT]:
+        """Raises ModelNotFound; ModelNotReady before the first look: a client, or a proxy, had better ask again."""
+        model = self._models.get(name)
+        if model is not None:
+            return model
         if self._seen is None:
-            return ModelNotReady(f"Model {name!r} is not ready: the repository has not been read yet.")
-        return ModelNotFound(f"Request for unknown model: {name!r} is not found.")
-
-    def _find(self, ref: ModelRef) -> tuple[int, _Record[ModelT]]:
-        model = self._models.get(ref.name)
-        if model is None:
-            raise self._unknown(ref.name)
-        version = ref.version
-        if version is None:
-            version = model.default
-            if model.canary is not None:
-                version = self._canary_or(version, model, model.canary, ref)
-        if version is None:
-            raise ModelNotReady(f"Model {ref.name!r} is not ready: {self._status(ref.name, model).reason}.")
-        record = model.records.get(version)
-        if record is None:
-            raise ModelNotFound(f"Request for unknown model: {ref.name!r} version {version} is not found.")
-        if record.state is not ModelState.READY:
-            state = record.state.lower()
-            raise ModelNotReady(f"Version {version} of model {ref.name!r} is {state}{_because(record.reason)}.")
-        assert record.loaded is not None
-        if record.loaded.fault:
-            raise ModelNotReady(f"Version {version} of model {ref.name!r} is not ready: {record.loaded.fault}.")
-        return version, record
-
-    @staticmethod
-    def _canary_or(stable: int | None, model: _Model[ModelT], canary: Share, ref: ModelRef) -> int | None:
-        is_its = goes_to_canary(ref.name, ref.key, canary.percent)
-        return canary.version if is_its and not _fault_of(model.records[canary.version].loaded) else stable
+            raise ModelNotReady(f"Model {name!r} is not ready: the repository has not been read yet.")
+        raise ModelNotFound(f"Request for unknown model: {name!r} is not found.")
 
     # What there is
 
     def index(self) -> list[ModelStatus[ModelT]]:
         """Every model and version known, by name, versions ascending."""
-        return [self._status(name, model) for name, model in sorted(self._models.items())]
+        return [model.status for _, model in sorted(self._models.items())]
 
     def status(self, name: str) -> ModelStatus[ModelT]:
         """One model. Raises ModelNotFound, or ModelNotReady before the first look."""
-        if name not in self._models:
-            raise self._unknown(name)
-        return self._status(name, self._models[name])
+        return self._known(name).status
 
     def states(self) -> Iterator[tuple[str, str, str]]:
         """(model, version, state) for the metrics."""
@@ -281,14 +168,8 @@ class ModelRepository(Generic[ModelT]):
     def roles(self) -> Iterator[tuple[str, str, str, float]]:
         """(model, version, role, share of what it gets) for the metrics."""
         for name, model in self._models.items():
-            status = self._rollout_status(model)
-            canary = status.canary.percent / 100.0 if status.canary else 0.0
-            if status.stable is not None:
-                yield name, str(status.stable), "stable", 1.0 - canary
-            if status.canary is not None:
-                yield name, str(status.canary.version), "canary", canary
-            if status.shadow is not None:
-                yield name, str(status.shadow.version), "shadow", status.shadow.percent / 100.0
+            for version, role, share in model.roles():
+                yield name, str(version), role, share
 
     def loaded(self) -> Iterator[ModelT]:
         """Every version in service or leaving it."""
@@ -299,30 +180,16 @@ class ModelRepository(Generic[ModelT]):
 
     def rollout(self, name: str) -> RolloutStatus:
         """Raises ModelNotFound, or ModelNotReady before the first look."""
-        if name not in self._models:
-            raise self._unknown(name)
-        return self._rollout_status(self._models[name])
+        return self._known(name).rollout_status
 
     @property
     def ready_models(self) -> list[str]:
-        return [name for name, model in self._models.items() if not self._why_not_ready(model)]
-
-    @staticmethod
-    def _why_not_ready(model: _Model[ModelT]) -> str:
-        """Empty where requests without a version are answered."""
-        if model.default is None:
-            return "no version is ready"
-        loaded = model.records[model.default].loaded
-        return "no version is ready" if loaded is None else loaded.fault
+        return [name for name, model in self._models.items() if model.is_ready]
 
     @property
     def first_loads_pending(self) -> bool:
         """Whether a model that never served may still come up by itself."""
-        return not self._looked_once or any(
-            model.default is None and record.state is ModelState.LOADING
-            for model in self._models.values()
-            for record in model.records.values()
-        )
+        return not self._looked_once or any(model.is_coming_up for model in self._models.values())
 
     # Changing it
 
@@ -352,16 +219,14 @@ class ModelRepository(Generic[ModelT]):
                 if record.state is ModelState.READY and fingerprint not in (None, record.fingerprint):
                     await self._replace(name, model, version)
             if model.default is None:
-                raise LoadRefused(f"failed to load {name!r}: {self._status(name, model).reason}")
+                raise LoadRefused(f"failed to load {name!r}: {model.status.reason}")
 
     async def set_rollout(self, name: str, asked: Rollout) -> None:
         """Give versions their roles, loading those that are not in service first. Raises ModelNotFound, RolloutRefused.
 
         Between versions in service it waits for nothing.
         """
-        if name not in self._models:
-            raise self._unknown(name)
-        if not asked.versions <= self._ready(self._models[name]):
+        if not asked.versions <= self._known(name).ready:
             await self._bring_up(name, asked)
         model = self._models[name]
         replaced = model.default
@@ -369,7 +234,7 @@ class ModelRepository(Generic[ModelT]):
         self._serve(name, model)
         if model.default != replaced:
             model.previous = replaced
-        elif asked == _NO_ROLLOUT:
+        elif asked == NO_ROLLOUT:
             model.previous = None
         logger.info("rollout_changed", extra={"model": name, "default": model.default, "rollout": str(asked)})
         task = asyncio.get_running_loop().create_task(self._tidy())
@@ -414,10 +279,10 @@ class ModelRepository(Generic[ModelT]):
                 else:
                     record.reason = record.reason or _UNLOADED
 
-    async def _replace(self, name: str, model: _Model[ModelT], version: int) -> None:
+    async def _replace(self, name: str, model: ModelRecord[ModelT], version: int) -> None:
         """Load a version again beside itself, and swap. Raises LoadRefused; what serves then stays."""
         old = model.records[version]
-        new: _Record[ModelT] = _Record(model.found.versions[version])
+        new: VersionRecord[ModelT] = VersionRecord(model.found.versions[version])
         began_at = self._clock()
         try:
             new.loaded = await self._loader.load(model.found, version)
@@ -463,7 +328,7 @@ class ModelRepository(Generic[ModelT]):
                 del self._models[name]
 
     def _note(self, found: FoundModel) -> None:
-        model = self._models.setdefault(found.name, _Model(found))
+        model = self._models.setdefault(found.name, ModelRecord(found))
         problem_before = model.problem
         model.found, model.problem = found, found.problem
         if found.problem is None:
@@ -479,30 +344,25 @@ class ModelRepository(Generic[ModelT]):
         if model.problem is not None and model.problem != problem_before:
             logger.warning("model_problem", extra={"model": found.name, "reason": model.problem})
         for version, fingerprint in found.versions.items():
-            record = model.records.setdefault(version, _Record(fingerprint))
+            record = model.records.setdefault(version, VersionRecord(fingerprint))
             if record.state is ModelState.UNKNOWN:
                 record.reason = model.problem or (_UNLOADED if found.name in self._held else "")
 
-    async def _reconcile_model(self, name: str, model: _Model[ModelT], settled: dict[int, Fingerprint]) -> None:
+    async def _reconcile_model(self, name: str, model: ModelRecord[ModelT], settled: dict[int, Fingerprint]) -> None:
         if model.problem is not None or name in self._held:
             return
-        available = settled | {
-            version: record.fingerprint
-            for version, record in model.records.items()
-            if record.state is ModelState.READY and version in model.found.versions
-        }
+        available = settled | model.available
         while True:
-            failed = {
-                version
-                for version, record in model.records.items()
-                if record.state is ModelState.UNAVAILABLE
-                and record.fingerprint == available.get(version)
-                and not 0 < record.retry_at <= self._clock()
-            }
             states = {version: record.state for version, record in model.records.items()}
             kept = () if model.previous is None else (model.previous,)
             steps = policies.actions(
-                model.policy, available, failed, states, model.rollout, also=model.coming, kept=kept
+                model.policy,
+                available,
+                model.failed(available, self._clock()),
+                states,
+                model.rollout,
+                also=model.coming,
+                kept=kept,
             )
             if not steps:
                 return
@@ -512,7 +372,7 @@ class ModelRepository(Generic[ModelT]):
                 else:
                     self._begin_unload(name, model, step.version)
 
-    async def _load(self, name: str, model: _Model[ModelT], version: int, fingerprint: Fingerprint) -> None:
+    async def _load(self, name: str, model: ModelRecord[ModelT], version: int, fingerprint: Fingerprint) -> None:
         record = model.records[version]
         if record.fingerprint != fingerprint:
             record.fingerprint, record.attempts = fingerprint, 0
@@ -538,51 +398,34 @@ class ModelRepository(Generic[ModelT]):
             self._serve(name, model)
         self._observer.load_finished(name, ok=not gate, seconds=self._clock() - began_at, gate=gate)
 
-    def _fail(self, name: str, version: int, record: _Record[ModelT], gate: str, reason: str) -> None:
+    def _fail(self, name: str, version: int, record: VersionRecord[ModelT], gate: str, reason: str) -> None:
         record.attempts += 1
         may_pass = gate in _PASSING and record.attempts <= RETRIES
         record.retry_at = self._clock() + RETRY_SECONDS if may_pass else 0.0
         self._move(name, version, record, ModelState.UNAVAILABLE, reason)
 
-    def _serve(self, name: str, model: _Model[ModelT]) -> None:
-        """Give every role to whom it belongs now."""
-        ready = self._ready(model)
-        model.default = stable_of(model.rollout, ready)
-        canary = model.rollout.canary
-        model.canary = canary if canary and canary.version in ready and canary.version != model.default else None
+    def _serve(self, name: str, model: ModelRecord[ModelT]) -> None:
+        model.assign_roles()
         self._roles_changed(name)
 
-    @staticmethod
-    def _ready(model: _Model[ModelT]) -> set[int]:
-        return {version for version, record in model.records.items() if record.state is ModelState.READY}
-
-    def _rollout_status(self, model: _Model[ModelT]) -> RolloutStatus:
-        shadow = model.rollout.shadow
-        return RolloutStatus(
-            model.rollout,
-            model.default,
-            model.canary,
-            shadow if shadow and shadow.version in self._ready(model) else None,
-        )
-
-    def _begin_unload(self, name: str, model: _Model[ModelT], version: int, reason: str = "") -> None:
+    def _begin_unload(self, name: str, model: ModelRecord[ModelT], version: int, reason: str = "") -> None:
         record = model.records[version]
         self._move(name, version, record, ModelState.UNLOADING, reason)
         self._serve(name, model)
         self._free(name, version, record)
 
-    def _retire(self, name: str, version: int, record: _Record[ModelT]) -> None:
+    def _retire(self, name: str, version: int, record: VersionRecord[ModelT]) -> None:
         """Take a version that another one has replaced out of service."""
         self._move(name, version, record, ModelState.UNLOADING)
         self._free(name, version, record)
 
-    def _free(self, name: str, version: int, record: _Record[ModelT]) -> None:
+    def _free(self, name: str, version: int, record: VersionRecord[ModelT]) -> None:
         """Free a version once its last lease has ended."""
         task = asyncio.get_running_loop().create_task(self._unload(name, version, record), name=_task_name(name))
         self._unloads.add(task)
         task.add_done_callback(self._unloads.discard)
 
-    async def _unload(self, name: str, version: int, record: _Record[ModelT]) -> None:
+    async def _unload(self, name: str, version: int, record: VersionRecord[ModelT]) -> None:
         assert record.loaded is not None
         while record.leases:
             record.unused.clear()
@@ -603,21 +446,14 @@ class ModelRepository(Generic[ModelT]):
         if self._unloads:
             await asyncio.wait(self._unloads)
 
-    def _move(self, name: str, version: int, record: _Record[ModelT], state: ModelState, reason: str = "") -> None:
+    def _move(
+        self, name: str, version: int, record: VersionRecord[ModelT], state: ModelState, reason: str = ""
+    ) -> None:
         check(record.state, state)
         level = logging.WARNING if state is ModelState.UNAVAILABLE else logging.INFO
         change = {"model": name, "version": version, "old": record.state.value, "new": state.value}
         logger.log(level, "model_state_change", extra=change | ({"reason": reason} if reason else {}))
         record.state, record.reason = state, reason
-
-    @staticmethod
-    def _status(name: str, model: _Model[ModelT]) -> ModelStatus[ModelT]:
-        versions = tuple(
-            VersionStatus(version, record.state, record.reason or _fault_of(record.loaded), record.loaded)
-            for version, record in sorted(model.records.items())
-        )
-        fault = next((_fault_of(one.loaded) for one in versions if one.version == model.default), "")
-        return ModelStatus(name, model.problem, model.default, versions, model.found.card, fault)
 
 
 async def watch(
@@ -648,13 +484,5 @@ def _gate_of(error: ConfigurationError) -> str:
     return error.gate if isinstance(error, ModelLoadError) else "internal"
 
 
-def _fault_of(loaded: Servable | None) -> str:
-    return "" if loaded is None else loaded.fault
-
-
 def _task_name(model: str) -> str:
     return f"unload {model}"
-
-
-def _because(reason: str) -> str:
-    return f": {reason}" if reason else ""

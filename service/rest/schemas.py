@@ -13,7 +13,7 @@ from service.errors import FoveaError
 from service.messages import Classification, InferenceRequest, InferenceResult
 from service.model import LoadedModel
 from service.pipeline import Ticket
-from service.repository.manager import ModelStatus, VersionStatus
+from service.repository.table import ModelStatus, VersionStatus
 from service.rest.errors import item_error
 
 MAX_TOP_K = 100

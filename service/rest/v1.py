@@ -20,8 +20,8 @@ from service.engine.base import TensorSpec
 from service.errors import InvalidTensor, MalformedRequest, NonFiniteOutput, PayloadTooLarge, UnsupportedContentEncoding
 from service.messages import ImagePayload, ModelRef
 from service.pipeline import Ticket
-from service.repository.manager import ModelStatus
 from service.repository.states import ModelState
+from service.repository.table import ModelStatus
 from service.rest import compression, json_tensors, tensor_body
 from service.rest.data_plane import DataRoute, JsonBytes, note_result, unless_gone
 from service.rest.json_tensors import base64_member, from_base64, members

@@ -5,8 +5,8 @@ import asyncio
 from service import __version__
 from service.config import Settings
 from service.model import LoadedModel
-from service.repository.manager import ModelStatus
 from service.repository.states import ModelState
+from service.repository.table import ModelStatus
 from service.server import InferenceServer
 
 

@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import MalformedRequest
-from service.repository.manager import ModelStatus
 from service.repository.states import ModelState
+from service.repository.table import ModelStatus
 from service.rest import admin
 from service.rest.v2.infer import ERRORS
 from service.server import InferenceServer
