@@ -3,7 +3,7 @@
     files        read once, plain, checked against SHA256SUMS, within their caps
     graph        operators and external data, before ONNX Runtime sees it
     signature    graph, manifest and labels fit each other
-    warm-up      batches of 1, 2 and the largest run, and their outputs can be answers
+    warm-up      batches of 1, 2 and the largest that will be used run, and their outputs can be answers
     golden       what golden.json expects is what comes out
 
 Blocking; runs on a thread. Whoever fails raises ModelLoadError with the gate and the reason.
@@ -12,7 +12,8 @@ Blocking; runs on a thread. Whoever fails raises ModelLoadError with the gate an
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from service.imaging.decode import DecodeBudget
 from service.imaging.spec import ImageLimits, InputSpec
 from service.inference_statistics import Statistics
 from service.lane import ExecutionThreads
+from service.machine import give_back_memory
 from service.manifest import ModelSpec
 from service.messages import ImagePayload
 from service.metrics import Metrics
@@ -83,14 +85,16 @@ def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
     files = ModelFiles(folder, version, sums_required=context.sums_required, max_bytes=context.max_version_bytes)
     try:
         parts = _sized(_opened(folder, version, files, context))
+        _warm_up(parts)
         _check_golden(parts, files, context)
         return replace(parts, reference=_reference(parts, files, context))
     finally:
         files.release()
+        give_back_memory()
 
 
 def _opened(folder: Path, version: int, files: ModelFiles, context: LoadContext) -> LoadedParts:
-    """Every check that needs no execution, then the session, warm."""
+    """Every check that needs no execution, then the session."""
     model = files.of_version(MODEL_FILE)
     if model is None:
         raise ModelLoadError(f"{version}/{MODEL_FILE} is missing", gate="files")
@@ -102,9 +106,7 @@ def _opened(folder: Path, version: int, files: ModelFiles, context: LoadContext)
     task = TASKS[spec.task_name](spec.task)
     preprocessor = row_maker(spec.input, context.limits, context.budget) if spec.input else None
     instances = manifest.execution.instances
-    parts = LoadedParts(spec, engine, task, preprocessor, files.sha256(MODEL_FILE), instances, math.inf)
-    _warm_up(parts)
-    return parts
+    return LoadedParts(spec, engine, task, preprocessor, files.sha256(MODEL_FILE), instances, math.inf)
 
 
 def _external_data(model: bytes, name: str, files: ModelFiles) -> dict[str, bytes]:
@@ -124,7 +126,7 @@ def _external_data(model: bytes, name: str, files: ModelFiles) -> dict[str, byte
 def _sized(parts: LoadedParts) -> LoadedParts:
     """With the batch size that pays, where the manifest names none."""
     largest = parts.spec.batching.max_batch_size
-    seconds_of = _time_batches(parts, [largest] if parts.spec.batching_is_given else _batch_sizes(largest))
+    seconds_of = time_batches(parts, [largest] if parts.spec.batching_is_given else _batch_sizes(largest))
     if not seconds_of:
         return parts
     size = paying_batch_size(seconds_of, INLINE_SECONDS)
@@ -184,27 +186,35 @@ def _warm_up(parts: LoadedParts) -> None:
         return
     largest = parts.spec.batching.max_batch_size
     for size in sorted({1, min(2, largest), largest}):
-        try:
+        with _refusing_what_fails(size):
             raw = _run(parts, noise(parts.spec.input, size))
             parts.task.scores(raw)
-        except EngineFailed as error:
-            because = f": {' '.join(str(error.__cause__).split())[:300]}" if error.__cause__ else ""
-            raise ModelLoadError(
-                f"warm-up with {size} images of random pixels: {error}{because}", gate="warm_up"
-            ) from None
         _refuse_activation_twice(parts.spec, raw)
+    parts.engine.shrink({parts.spec.input.tensor: noise(parts.spec.input, 1)})
+
+
+@contextmanager
+def _refusing_what_fails(images: int) -> Iterator[None]:
+    try:
+        yield
+    except EngineFailed as error:
+        because = f": {' '.join(str(error.__cause__).split())[:300]}" if error.__cause__ else ""
+        raise ModelLoadError(
+            f"warm-up with {images} images of random pixels: {error}{because}", gate="warm_up"
+        ) from None
 
 
 def _batch_sizes(largest: int) -> list[int]:
     return [size for size in (2, 4, 8, 16, 32) if size <= largest] or [largest]
 
 
-def _time_batches(
+def time_batches(
     parts: LoadedParts, sizes: Sequence[int], clock: Callable[[], float] | None = None
 ) -> dict[int, float]:
-    """Seconds of an execution by batch size, as far as there is time for; nothing for a model that takes no images.
+    """Seconds of an execution by batch size; nothing for a model that takes no images.
 
-    On a CPU seconds of this thread, so that a version loaded under load is judged as one loaded before it.
+    Ends where larger batches no longer pay, as they take memory, or when the time is up. On a CPU seconds of this
+    thread, so that a version loaded under load is judged as one loaded before it.
     """
     clock = clock or (time.thread_time if parts.engine.provider.name == "cpu" else time.perf_counter)
     seconds_of: dict[int, float] = {}
@@ -217,8 +227,11 @@ def _time_batches(
             run_at = clock()
             if run_at - started_at > _MOST_TIMING_SECONDS:
                 return seconds_of
-            _run(parts, batch)
+            with _refusing_what_fails(size):
+                _run(parts, batch)
             seconds_of[size] = min(seconds_of.get(size, math.inf), clock() - run_at)
+        if paying_batch_size(seconds_of, INLINE_SECONDS) != size:
+            break
     return seconds_of
 
 

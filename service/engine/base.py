@@ -52,6 +52,10 @@ class Engine(Protocol):
         """
         ...
 
+    def shrink(self, feeds: Mapping[str, Tensor]) -> None:
+        """One more execution, after which memory that only larger ones needed is given back."""
+        ...
+
     def terminate(self) -> None:
         """Ask every `run` under way to end: it raises EngineFailed as soon as the engine looks. From any thread."""
         ...

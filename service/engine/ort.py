@@ -73,7 +73,15 @@ class OrtEngine:
         self._runs: set[ort.RunOptions] = set()  # of the runs under way
 
     def run(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+        return self._run(feeds, ort.RunOptions())
+
+    def shrink(self, feeds: Mapping[str, Tensor]) -> None:
         options = ort.RunOptions()
+        if self.provider.name == "cpu":  # a device's memory is the model's own
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._run(feeds, options)
+
+    def _run(self, feeds: Mapping[str, Tensor], options: ort.RunOptions) -> list[Tensor]:
         self._runs.add(options)
         try:
             outputs: list[Tensor] = self._session.run(self._output_names, feeds, options)

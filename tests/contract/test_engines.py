@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
+from onnx import helper
 
 from service.engine.base import Engine, TensorSpec
 from service.engine.ort import OrtEngine
@@ -125,3 +127,28 @@ def test_a_closed_engine_runs_no_more(open_engine: Callable[..., Engine]) -> Non
     engine.close()
     with pytest.raises(Exception):  # noqa: B017  # using it is a bug of ours: any exception, but no crash
         engine.run({"x": np.ones((1, 4), np.float32)})
+
+
+def test_memory_of_larger_executions_is_given_back(open_engine: Callable[..., Engine]) -> None:
+    row = np.ones((1, 4), np.float32)
+    model = tiny_models.graph(
+        [
+            helper.make_node("Tile", ["x", "repeats"], ["wide"]),
+            helper.make_node("ReduceMax", ["wide"], ["y"], keepdims=0),
+        ],
+        {"x": ("float32", ("N", 4))},
+        {"y": ("float32", ())},
+        {"repeats": np.array([1, 250_000])},
+    )
+    engine = open_engine(model)
+    engine.run({"x": row})
+    before = resident_mib()
+    engine.run({"x": row.repeat(64, 0)})  # 256 MB in between
+    assert resident_mib() > before + 200
+    engine.shrink({"x": row})
+    assert resident_mib() < before + 40
+    assert engine.run({"x": row})[0].max() == 1.0
+
+
+def resident_mib() -> float:
+    return psutil.Process().memory_info().rss / 2**20

@@ -171,6 +171,9 @@ class PuppetEngine:
                 self._steps -= 1
         return [self.function(rows)]
 
+    def shrink(self, feeds: Mapping[str, Tensor]) -> None:
+        self.run(feeds)
+
     def terminate(self) -> None:
         """Held runs fail, as a graph does at the end of its node."""
         self.is_terminated = True
