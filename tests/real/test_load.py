@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,16 +117,17 @@ def test_no_rate_holds_an_impossible_promise(server: ServerProcess, tmp_path: Pa
 
 @pytest.mark.timeout(1800)
 def test_the_simulation_predicts_runs_it_has_not_seen(tmp_path: Path) -> None:
-    """Throughput within 10 %, p99 within 25 %. A neighbour's load on this machine is no fault of the simulation's:
+    """Throughput within 10 %, p99 within 25 %. What neighbours do to this machine is no fault of the simulation's:
 
-    of three attempts one must be undisturbed by others, and the first such one decides.
+    the first attempt decides in which they took no CPU time, and the CPUs kept the speed they had at calibration.
     """
-    for attempt in range(3):
-        report_file = tmp_path / f"{attempt}.json"
+    began_at = time.monotonic()
+    while time.monotonic() < began_at + 300:  # an attempt takes two to seven minutes, of fifteen that a test may
+        report_file = tmp_path / "calibration.json"
         done = run("calibrate.py", "--json", report_file, timeout_seconds=580)
         checks = json.loads(report_file.read_text())["checks"]
         assert len(checks) == 3
-        if not any(check["others_cpus"] > 0.06 for check in checks):
+        if not any(check["is_disturbed"] for check in checks):
             assert done.returncode == 0, done.stdout
             return
     pytest.skip(f"others kept this machine busy in every attempt:\n{done.stdout}")
