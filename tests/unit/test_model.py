@@ -282,6 +282,28 @@ async def test_a_model_is_warmed_with_one_two_and_the_largest_batch(
         assert set(sizes[: -len(warmed)]) == {size}  # timed
 
 
+async def test_a_version_of_a_network_that_was_timed_is_only_warmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: dict[int, list[int]] = {}
+    real = OrtEngine.run
+
+    def run(self: OrtEngine, feeds: Any) -> Any:
+        runs.setdefault(id(self), []).append(len(feeds["image"]))
+        return real(self, feeds)
+
+    monkeypatch.setattr(OrtEngine, "run", run)
+    folder = write_model(
+        tmp_path, "model", tiny_models.classifier(bias=0.25), manifest='version_policy = "all"\n' + UNIT
+    )
+    tiny_models.save(tiny_models.classifier(bias=0.5), folder / "2" / "model.onnx")
+    tiny_models.save(tiny_models.classifier(size=(16, 16)), folder / "3" / "model.onnx")
+    async with serving(tmp_path):
+        warmed, *timed = sorted(runs.values(), key=len)
+    assert [warmed] == [sorted({1, 2, warmed[-1]})]  # one version of the two that share a network, and nothing else
+    assert [len(sizes) > len(warmed) for sizes in timed] == [True, True]
+
+
 async def test_a_version_without_its_file_says_which(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "model")
     (folder / "1" / "model.onnx").unlink()
