@@ -28,6 +28,7 @@ from service.drift import Reference
 from service.engine import onnx_file
 from service.engine.base import Engine
 from service.engine.ort import OrtEngine
+from service.engine.spec import ExecutionSpec
 from service.errors import EngineFailed, FoveaError, ModelLoadError
 from service.imaging.clips import RowMaker, row_maker
 from service.imaging.decode import DecodeBudget
@@ -79,6 +80,7 @@ class LoadedParts:
     instances: int
     batch_seconds: float
     reference: Reference | None = None
+    execution: ExecutionSpec = field(default_factory=ExecutionSpec)
 
 
 def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
@@ -107,7 +109,8 @@ def _opened(folder: Path, version: int, files: ModelFiles, context: LoadContext)
     task = TASKS[spec.task_name](spec.task)
     preprocessor = row_maker(spec.input, context.limits, context.budget) if spec.input else None
     instances = manifest.execution.instances
-    return LoadedParts(spec, engine, task, preprocessor, files.sha256(MODEL_FILE), instances, math.inf)
+    sha256, execution = files.sha256(MODEL_FILE), manifest.execution_spec
+    return LoadedParts(spec, engine, task, preprocessor, sha256, instances, math.inf, execution=execution)
 
 
 def _external_data(model: bytes, name: str, files: ModelFiles) -> dict[str, bytes]:
@@ -146,7 +149,7 @@ def _network(parts: LoadedParts, files: ModelFiles, sizes: Sequence[int]) -> Has
     """What two versions have in common that differ in their weights alone. Enough to expect the same timings."""
     model = files.of_version(MODEL_FILE)
     assert model is not None
-    return len(model), parts.engine.inputs, parts.engine.outputs, parts.engine.provider, tuple(sizes)
+    return len(model), parts.engine.inputs, parts.engine.outputs, parts.engine.provider, parts.execution, tuple(sizes)
 
 
 def _check_golden(parts: LoadedParts, files: ModelFiles, context: LoadContext) -> None:
