@@ -10,6 +10,8 @@ import threading
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
+_LARGE_BLOCK = 4 * 2**20  # bytes: above the pixels of a usual photograph, below a network's working memory
 
 
 def cgroup_cpu_quota(root: Path = _CGROUP) -> float | None:
@@ -47,6 +49,20 @@ def step_back() -> None:
     try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # a tenth of what others get, where all are busy
     except (AttributeError, OSError):  # not Linux, or a sandbox that forbids it
+        pass
+
+
+def keep_large_blocks_apart() -> None:
+    """Once a process, before it grows: memory of 4 MiB and more comes from the kernel and goes back when it is freed.
+
+    Left alone, glibc raises that bound to 32 MiB with the first such block. A network's memory then lies among small
+    things that outlive it, and stays when the network goes: 86 to 119 MiB over eight reloads, 88 to 95 with this.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BLOCK)
+    except (AttributeError, OSError):  # another C library, which decides for itself
         pass
 
 

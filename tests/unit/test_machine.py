@@ -1,6 +1,8 @@
 """CPUs by affinity and cgroup quota, from files of the test's making."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,36 @@ def test_without_affinity_all_cpus_of_the_machine_count(tmp_path: Path, monkeypa
     assert usable_cpus(tmp_path) == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cpus(tmp_path) == 1
+
+
+_A_NETWORK_GOES = """
+import ctypes, sys
+from service.machine import keep_large_blocks_apart
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def block(mib):
+    place = libc.malloc(mib * 2**20)
+    ctypes.memset(place, 1, mib * 2**20)
+    return place
+
+def resident_mib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+if sys.argv[1] == "apart":
+    keep_large_blocks_apart()
+libc.free(block(24))  # from now on glibc would take 24 MiB for a small block
+before = resident_mib()
+network, small = block(20), block(1)
+libc.free(network)
+print(resident_mib() - before)
+"""
+
+
+@pytest.mark.skipif(os.confstr("CS_GNU_LIBC_VERSION") is None, reason="another C library decides for itself")
+@pytest.mark.parametrize(("how", "kept"), [("apart", False), ("left alone", True)])
+def test_the_memory_of_a_network_goes_when_it_goes_although_a_small_block_came_after_it(how: str, kept: bool) -> None:
+    ran = subprocess.run([sys.executable, "-c", _A_NETWORK_GOES, how], capture_output=True, text=True, check=True)
+    assert (float(ran.stdout) > 15) is kept
