@@ -39,7 +39,7 @@ define install
 endef
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(SERVE)  ## Serve MODEL_REPO on HOST:PORT (EXTRA=cpu|gpu, ARGS=... passed on)
 	@exec .venv/bin/fovea serve --model-repo $(MODEL_REPO) --server.host $(HOST) --server.port $(PORT) $(ARGS)
@@ -53,6 +53,10 @@ test-abuse: $(DEV)  ## The whole abuse matrix, case by case, with its table
 test-faults: $(DEV)  ## Slow, gone, stopped and starved: each figure beside its bound (installs Debian packages: root once)
 	tests/support/debian-packages.sh tests/fault/debian-packages.txt
 	$(BIN)/python -m pytest -m '' -p no:randomly tests/fault $(ARGS)
+
+test-corpora: $(DEV)  ## The odd and broken files of 15 image libraries and an HTTP fuzzer (fetches Debian sources: 250 MB)
+	tests/corpora/fetch.sh build/corpora
+	$(BIN)/python -m pytest -s -p no:randomly --timeout 900 tests/corpora $(ARGS)
 
 soak: $(DEV)  ## 20,000 mixed requests, then: has anything grown? And a leak on purpose, which must be seen (REQUESTS=1000000)
 	$(BIN)/python -m tests.abuse.soak --requests $(REQUESTS) $(ARGS)
@@ -183,4 +187,4 @@ $(IMPORT): requirements/import.txt requirements/torch-cpu.txt requirements/torch
 	.venv-import/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: help serve test test-abuse test-faults soak check format bench tensors load slo accuracy image test-real test-page sbom dashboard recipe lock shape clean compare quantize import test-import rollouts
+.PHONY: help serve test test-abuse test-faults soak check format bench tensors load slo accuracy image test-real test-page test-corpora sbom dashboard recipe lock shape clean compare quantize import test-import rollouts
