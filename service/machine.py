@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _LARGE_BLOCK = 4 * 2**20  # bytes: above the pixels of a usual photograph, below a network's working memory
 
 
@@ -52,16 +52,19 @@ def step_back() -> None:
         pass
 
 
-def keep_large_blocks_apart() -> None:
-    """Once a process, before it grows: memory of 4 MiB and more comes from the kernel and goes back when it is freed.
+def keep_memory_together() -> None:
+    """Once a process, before it grows: what is freed can go back to the kernel, whoever allocated beside it.
 
-    Left alone, glibc raises that bound to 32 MiB with the first such block. A network's memory then lies among small
-    things that outlive it, and stays when the network goes: 86 to 119 MiB over eight reloads, 88 to 95 with this.
+    Memory of 4 MiB and more is mapped by itself. Left alone, glibc raises that bound to 32 MiB with the first such
+    block; a network's memory then lies among small things that outlive it. And all threads share two heaps, as each
+    would keep holes of its own. A process that reloads a network under load stays within 2 % over 60 reloads; it
+    grew by a tenth.
     """
     try:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BLOCK)
+        libc.mallopt(_M_ARENA_MAX, 2)
     except (AttributeError, OSError):  # another C library, which decides for itself
         pass
 
