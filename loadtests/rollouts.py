@@ -43,6 +43,7 @@ from tests.support.bad_versions import BAD  # noqa: E402
 _TOKEN = "a-token-for-load-tests"
 _SETTINGS = ("--admin.token", _TOKEN, "--repository.poll-interval-s", "0.5", "--log.success-sample", "0")
 _CAPACITY_CLIENTS = 16
+_TOO_MANY_CLIENTS = 160
 _CAPACITY_SECONDS = 4.0
 
 
@@ -93,6 +94,11 @@ class Service:
         url, kind = self.url + self.payload.path, self.payload.content_type
         closed_loop(url, self.payload.bodies, kind, _CAPACITY_CLIENTS, 1.0)
         return closed_loop(url, self.payload.bodies, kind, _CAPACITY_CLIENTS, _CAPACITY_SECONDS).rate
+
+    def fill(self) -> None:
+        """More at once than is let in: every buffer is as large as it gets."""
+        url, kind = self.url + self.payload.path, self.payload.content_type
+        closed_loop(url, self.payload.bodies, kind, _TOO_MANY_CLIENTS, _CAPACITY_SECONDS)
 
     async def load(
         self, rate: float, seconds: float, seen: Callable[[bytes, bytes], None] = lambda status, body: None
@@ -191,11 +197,11 @@ async def _flip(service: Service, versions: Sequence[int], every_seconds: float)
 
 
 def _rss_after_a_flip(service: Service, version: int) -> float:
-    """MiB with a fresh version, the one before it gone that had run its largest batches.
+    """MiB with a fresh version, the one before it gone that had run its largest batches with its queue full.
 
     A version under load is no measure: what it takes beyond that depends on which sizes of batches met by chance.
     """
-    service.capacity()
+    service.fill()
     print(f"RSS under load: {service.rss_mib:.0f} MiB")
     uvloop.run(_flip(service, [version], 1.0))
     return service.rss_mib
@@ -216,17 +222,16 @@ def _with_odd_labels(folder: Path) -> None:
 
 
 def flips(options: argparse.Namespace, verdict: Verdict) -> None:
-    """Windows without and with flips in turns: what else slows the machine down slows both."""
+    """Windows without and with flips in turns, each pair at 70 % of what the machine then does."""
     payload = PAYLOADS[options.payload]()
     with serving(payload, prepare=_with_odd_labels) as service:
-        rate = 0.7 * service.capacity()
         places = range(_labels(service))
         answers = _Answers({parity: {f"{word} {n}" for n in places} for parity, word in ((0, "even"), (1, "odd"))})
         without, with_flips = [], []
         taken: list[float] = []
         freed: list[float] = []
 
-        async def window(versions: Sequence[int]) -> None:
+        async def window(versions: Sequence[int], rate: float) -> None:
             without.append(await service.load(rate, options.seconds))
             load = asyncio.create_task(service.load(rate, len(versions) * options.every, answers))
             for seconds, more in zip((taken, freed), await _flip(service, versions, options.every), strict=True):
@@ -236,8 +241,11 @@ def flips(options: argparse.Namespace, verdict: Verdict) -> None:
         uvloop.run(_flip(service, range(2, 5), 0.5))  # what the first reloads keep is no growth
         rss = _rss_after_a_flip(service, 5)
         for versions in np.array_split(range(6, 6 + options.count), options.rounds):
-            uvloop.run(window(versions.tolist()))
-        print(f"load {rate:.0f}/s, {sum(run.arrivals for run in with_flips)} answers, {len(answers.versions)} versions")
+            rate = 0.7 * service.capacity()
+            uvloop.run(window(versions.tolist(), rate))
+            pair = [round(runs[-1].percentile_ms(0.99), 1) for runs in (without, with_flips)]
+            print(f"{rate:.0f}/s: p99 ms without and with flips {pair}, refused {with_flips[-1].shed}")
+        print(f"{sum(run.arrivals for run in with_flips)} answers, {len(answers.versions)} versions")
         print(f"a load took {statistics.median(taken):.2f} s (at most {max(taken):.2f})")
         bad, usual = (sum(run.shed + run.failures for run in runs) for runs in (with_flips, without))
         verdict.bound("answers other than 2xx", f"{bad}, without flips {usual}", held=bad == 0, bound="none")

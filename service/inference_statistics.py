@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from service.messages import Timings
 
+_MOST_VERSIONS = 1000
+
 
 class Execution(NamedTuple):
     """One engine call: its rows, and the seconds of filling its input, running it and finishing its answers."""
@@ -84,10 +86,15 @@ class VersionStatistics:
 
 
 class Statistics:
-    """Of every version that was ever loaded."""
+    """Of every version that was loaded, up to a number that only a machine loads by."""
 
     def __init__(self) -> None:
         self._versions: dict[tuple[str, int], VersionStatistics] = {}
 
     def of(self, model: str, version: int) -> VersionStatistics:
-        return self._versions.setdefault((model, version), VersionStatistics())
+        """To be kept by the version for as long as it is loaded."""
+        known = self._versions.pop((model, version), None) or VersionStatistics()
+        self._versions[model, version] = known
+        if len(self._versions) > _MOST_VERSIONS:
+            del self._versions[next(iter(self._versions))]
+        return known

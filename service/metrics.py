@@ -7,7 +7,7 @@ anything else is `_other`. Children are bound when a version is loaded, so that 
 import math
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Protocol
@@ -35,6 +35,7 @@ _BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _DIFFERENCE_BUCKETS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of two scores
 _LOAD_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LABELS_SHOWN = 50
+_GONE_VERSIONS_SHOWN = 16
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nobody reads
@@ -86,6 +87,13 @@ class Histogram(Collector):
 
     def labels(self, *values: str) -> Distribution:
         return self._children.setdefault(values, Distribution(self._bounds))
+
+    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
+        """Forget every child with these values, as prometheus_client's own metrics do."""
+        wanted = {self.label_names.index(name): value for name, value in labels.items()}
+        for values in list(self._children):
+            if all(values[place] == value for place, value in wanted.items()):
+                del self._children[values]
 
     def describe(self) -> list[Metric]:
         return [HistogramMetricFamily(self.name, self.text, labels=self.label_names)]
@@ -228,6 +236,7 @@ class Metrics:
         self._loaded: dict[tuple[str, int], ModelMetrics] = {}
         self._providers: dict[tuple[str, str], str] = {}
         self._times_loaded: Counts[tuple[str, int]] = Counts()
+        self._gone: dict[tuple[str, int], None] = {}  # in the order of going
         self._names: frozenset[str] = frozenset()
 
     def _declare_requests(self) -> None:
@@ -338,6 +347,7 @@ class Metrics:
 
     def model_loaded(self, model: str, version: int, labels: tuple[str, ...], provider: str) -> ModelMetrics:
         """Bind the metrics of a version. Counters of a version loaded again go on where they were."""
+        self._gone.pop((model, version), None)
         self._providers[model, str(version)] = provider
         self._times_loaded[model, version] += 1
         known = self._loaded.get((model, version))
@@ -346,9 +356,30 @@ class Metrics:
         return known
 
     def model_unloaded(self, model: str, version: int) -> None:
+        """The last few versions that went stay to be scraped; of those before them nothing is kept."""
         self._times_loaded[model, version] -= 1
-        if not self._times_loaded[model, version]:  # it may have been loaded again beside itself
-            self._providers.pop((model, str(version)), None)
+        if self._times_loaded[model, version]:  # it was loaded again beside itself
+            return
+        self._providers.pop((model, str(version)), None)
+        self._loaded[model, version].broken(False)
+        self._gone[model, version] = None
+        if len(self._gone) > _GONE_VERSIONS_SHOWN:
+            self._forget(*next(iter(self._gone)))
+
+    def _forget(self, model: str, version: int) -> None:
+        del self._gone[model, version], self._loaded[model, version], self._times_loaded[model, version]
+        for key in [key for key in self._request_children if key[:2] == (model, version)]:
+            del self._request_children[key]
+        for family in (
+            self.requests,
+            self.images,
+            self.confidence,
+            self.broken,
+            self.shadow_rows,
+            self.shadow_difference,
+            self.shadow_seconds,
+        ):
+            family.remove_by_labels({"model": model, "version": str(version)})
 
     def load_finished(self, model: str, *, ok: bool, seconds: float = 0.0, gate: str = "") -> None:
         """`gate` is which check a version failed."""

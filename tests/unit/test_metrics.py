@@ -175,6 +175,32 @@ def test_a_version_loaded_again_goes_on_counting_where_it_was(metrics: Metrics) 
     assert value(metrics, "fovea_predictions_total", model="cats", version="1", label="a") == 2
 
 
+def test_of_versions_that_went_only_the_last_few_are_shown(metrics: Metrics) -> None:
+    metrics.watch(States())
+    metrics.models_found(["cats"])
+    metrics.model_loaded("cats", 1, ("a", "b"), "cpu")
+    first = len(metrics.render())
+    for version in range(2, 102):
+        bound = metrics.model_loaded("cats", version, ("a", "b"), "cpu")
+        bound.image_answered((Prediction("a", 0, 0.9),), Timings())
+        bound.broken(True)
+        metrics.shadow_of("cats", version).rows("agreed", 1)
+        metrics.request_finished("cats", version, "native", Outcome.OK, 0.1, 0.1)
+        metrics.model_unloaded("cats", version)
+    text = metrics.render().decode()
+    assert 'version="85"' not in text
+    assert 'version="1"' in text
+    assert len(text) < 30 * first
+    for version in range(86, 102):
+        assert value(metrics, "fovea_images_total", model="cats", version=str(version)) == 1
+        assert value(metrics, "fovea_engine_broken", model="cats", version=str(version)) == 0
+    again = metrics.model_loaded("cats", 2, ("a", "b"), "cpu")
+    again.image_answered((Prediction("a", 0, 0.9),), Timings())
+    metrics.request_finished("cats", 2, "native", Outcome.OK, 0.1, 0.1)
+    assert value(metrics, "fovea_images_total", model="cats", version="2") == 1
+    assert value(metrics, "fovea_requests_total", model="cats", version="2", protocol="native", outcome="ok") == 1
+
+
 def test_a_version_loaded_again_with_other_labels_is_counted_by_those(metrics: Metrics) -> None:
     """Its files were replaced while it was out of service."""
     metrics.watch(States())
