@@ -331,7 +331,8 @@ class LoadedModel:
         """Free the engine. Only after `drain`."""
         self._all_metrics.model_unloaded(self.name, self.version)
         self._parts.engine.close()
-        asyncio.get_running_loop().run_in_executor(None, give_back_memory)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.run_in_executor, None, give_back_memory)  # once the caller has let go of this
 
     async def _execute(self, batch: Sequence[ModelEntry]) -> list[tuple[ModelEntry, Answer]]:
         light = sum(_nbytes(entry.item) for entry in batch) <= _INLINE_BYTES

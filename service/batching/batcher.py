@@ -184,8 +184,11 @@ class Batcher(Generic[ItemT, ResultT]):
             self._settle()
 
     async def drain(self) -> None:
-        """Return when nothing is queued and nothing runs."""
+        """Return when nothing is queued and nothing runs. Then nothing of the event loop's refers to this any more."""
         await self._quiet.wait()
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry, self._expiry_at = None, math.inf
 
     def _pump(self) -> None:
         self._pump_is_due = False

@@ -77,7 +77,7 @@ def test_without_affinity_all_cpus_of_the_machine_count(tmp_path: Path, monkeypa
 
 _A_NETWORK_GOES = """
 import ctypes, sys
-from service.machine import keep_memory_together
+from service.machine import keep_large_blocks_apart
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -92,7 +92,7 @@ def resident_mib():
         return int(file.read().split()[1]) * 4096 / 2**20
 
 if sys.argv[1] == "apart":
-    keep_memory_together()
+    keep_large_blocks_apart()
 libc.free(block(24))  # from now on glibc would take 24 MiB for a small block
 before = resident_mib()
 network, small = block(20), block(1)

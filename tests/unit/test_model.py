@@ -1,7 +1,9 @@
 """Loading real (tiny) models and asking them through the pipeline: answers, gates, what is shown of them."""
 
 import asyncio
+import gc
 import hashlib
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +361,26 @@ async def test_a_session_has_one_thread_inside_unless_the_manifest_says_more(
         engine = description(server).engine
         assert isinstance(engine, OrtEngine)
         assert engine._session.get_session_options().intra_op_num_threads == threads
+
+
+async def test_of_a_version_that_went_nothing_stays_in_memory(tmp_path: Path) -> None:
+    """Nobody waits for Python's collector: it hardly ever comes."""
+    write_model(tmp_path, "model")
+    gc.disable()
+    try:
+        async with serving(tmp_path) as server:
+            await classify(server.pipeline, "model", picture("green"))
+            (loaded,) = server.repository.loaded()
+            is_alive = weakref.ref(loaded)
+            del loaded
+            await server.repository.unload("model")
+            for _ in range(500):
+                if is_alive() is None:
+                    break
+                await asyncio.sleep(0.01)
+            assert is_alive() is None
+    finally:
+        gc.enable()
 
 
 async def test_each_version_has_its_own_labels_and_keys(tmp_path: Path) -> None:
