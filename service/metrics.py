@@ -197,7 +197,7 @@ class ModelMetrics:
 
 
 class ShadowMetrics:
-    """What a shadow counts. From its own thread."""
+    """What a shadow counts."""
 
     def __init__(self, metrics: "Metrics", model: str, version: int) -> None:
         number = str(version)

@@ -2,7 +2,9 @@
 
 A stable version with a shadow shows each of its executions to a `Shadow` (its `tap`), which keeps a share of them for a
 thread of its own. That thread has the kernel's idle priority: it gets a CPU when nobody else wants one and loses it the
-moment somebody does, so no answer waits for it. A few executions may wait; what comes while they do is left out.
+moment somebody does, so no answer waits for it. As it may lose the CPU with Python's lock in its hands, which everybody
+then waits for, it does nothing but run the model, where the lock is let go; the event loop counts. A few executions may
+wait; what comes while they do is left out.
 
 Where both versions want their pixels the same way the shadow runs the very tensors that the stable one ran. Otherwise
 it decodes the images again. Kept of an image are two labels, two scores and the id of its request.
@@ -15,11 +17,11 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from service.errors import FoveaError, ModelNotFound, ModelNotReady
 from service.messages import ModelRef
@@ -51,7 +53,7 @@ class Disagreement(NamedTuple):
 
 @dataclass(slots=True)
 class Comparison:
-    """What has been seen so far. Written by the shadow's thread alone; a reader may see it one execution apart."""
+    """What has been seen so far. Event loop only, but for `left_out`, which execution threads add to."""
 
     rows: int = 0
     agreed: int = 0
@@ -107,27 +109,39 @@ class Shadow:
         _give_way()
         try:
             while (execution := self._waiting.get()) is not None and not self._is_stopping:
-                self._compare(execution)
+                self._run(execution)
         finally:
-            loop = self.stopped.get_loop()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_done, self.stopped)
+            self._tell(_done, self.stopped)
 
-    def _compare(self, execution: _Execution) -> None:
-        rows = len(execution.items)
+    def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
+        loop = self.stopped.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(callback, *arguments)
+
+    def _run(self, execution: _Execution) -> None:
         try:
             began_at = time.thread_time()
             raw = self.shadow.run_again(execution.feeds, execution.items, self.stable)
-            seconds = time.thread_time() - began_at
-            self._count(execution, raw, seconds)
+            self._tell(self._compare, execution, raw, time.thread_time() - began_at)
         except Exception as error:  # noqa: BLE001  # whatever it is, it concerns no caller
-            self.comparison.failed += rows
-            self._metrics.rows("failed", rows)
-            reason = str(error) if isinstance(error, FoveaError) else type(error).__name__
-            logger.warning("shadow_failed", extra={"model": self.shadow.name, "reason": reason[:300]})
+            self._tell(self._failed, execution, error)
 
-    def _count(self, execution: _Execution, raw: Array, seconds: float) -> None:
-        ours, theirs = self.stable.scores(execution.raw), self.shadow.scores(raw)
+    def _failed(self, execution: _Execution, error: Exception) -> None:
+        rows = len(execution.items)
+        self.comparison.failed += rows
+        self._metrics.rows("failed", rows)
+        reason = str(error) if isinstance(error, FoveaError) else type(error).__name__
+        logger.warning("shadow_failed", extra={"model": self.shadow.name, "reason": reason[:300]})
+
+    def _compare(self, execution: _Execution, raw: Array, seconds: float) -> None:
+        try:
+            ours, theirs = self.stable.scores(execution.raw), self.shadow.scores(raw)
+        except FoveaError as error:  # no answer comes of what it gave
+            self._failed(execution, error)
+        else:
+            self._count(execution, ours, theirs, seconds)
+
+    def _count(self, execution: _Execution, ours: Array, theirs: Array, seconds: float) -> None:
         place_of = {label: place for place, label in enumerate(self.shadow.labels)}
         seen = self.comparison
         agreed = 0
