@@ -106,7 +106,10 @@ class InferenceServer:
             drift_window=settings.drift.window_images,
             unread=frozenset(unread),
         )
-        self.shadows = Shadows(self.metrics)
+        self.admission = Admission(
+            max_requests=settings.limits.inflight_requests, max_bytes=settings.limits.inflight_bytes
+        )
+        self.shadows = Shadows(self.metrics, self.admission)
         self._loader = ModelLoader(context, settings.repository.load_timeout_s)
         self.repository: ModelRepository[LoadedModel] = ModelRepository(
             source or FolderSource(settings.repository.path),
@@ -115,9 +118,6 @@ class InferenceServer:
             roles_changed=self._roles_changed,
         )
         self.metrics.watch(self.repository)
-        self.admission = Admission(
-            max_requests=settings.limits.inflight_requests, max_bytes=settings.limits.inflight_bytes
-        )
         self.pipeline = Pipeline(self.admission, self.repository, self.metrics)
         self.started = asyncio.Event()
 

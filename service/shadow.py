@@ -1,10 +1,10 @@
 """Shadows: a version that answers nobody runs what the stable one just ran, and the two are compared.
 
 A stable version with a shadow shows each of its executions to a `Shadow` (its `tap`), which keeps a share of them for a
-thread of its own. That thread has the kernel's idle priority: it gets a CPU when nobody else wants one and loses it the
-moment somebody does, so no answer waits for it. As it may lose the CPU with Python's lock in its hands, which everybody
-then waits for, it does nothing but run the model, where the lock is let go; the event loop counts. A few executions may
-wait; what comes while they do is left out.
+thread of its own. That thread begins one when no request is in flight, and has the kernel's idle priority: it loses its
+CPU the moment somebody wants one, so no answer waits for it. As it may lose the CPU with Python's lock in its hands, for
+which everybody then waits, it does nothing but run the model, where the lock is let go; the event loop counts. A few
+executions may wait; what comes while they do is left out.
 
 Where both versions want their pixels the same way the shadow runs the very tensors that the stable one ran. Otherwise
 it decodes the images again. Kept of an image are two labels, two scores and the id of its request.
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from service.admission import Admission
 from service.errors import FoveaError, ModelNotFound, ModelNotReady
 from service.messages import ModelRef
 from service.metrics import Metrics
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_WAITING = 4  # executions: for a large network 20 MB of tensors
 _EXAMPLES = 20
+_LOOK_SECONDS = 0.002  # between two looks whether nobody is served, while an execution waits
 
 
 class Best(NamedTuple):
@@ -75,13 +77,16 @@ class _Execution(NamedTuple):
 class Shadow:
     """One version shadowing another of the same model. `stop` returns at once; `stopped` says when its thread ended."""
 
-    def __init__(self, stable: LoadedModel, shadow: LoadedModel, percent: float, metrics: Metrics) -> None:
+    def __init__(
+        self, stable: LoadedModel, shadow: LoadedModel, percent: float, metrics: Metrics, admission: Admission
+    ) -> None:
         self.stable = stable
         self.shadow = shadow
         self.percent = percent
         self.comparison = Comparison()
         self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._metrics = metrics.shadow_of(shadow.name, shadow.version)
+        self._admission = admission
         self._waiting: SimpleQueue[_Execution | None] = SimpleQueue()  # without a lock that an idle thread could sit on
         self._is_stopping = False
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
@@ -108,10 +113,18 @@ class Shadow:
     def _work(self) -> None:
         _give_way()
         try:
-            while (execution := self._waiting.get()) is not None and not self._is_stopping:
+            while (execution := self._waiting.get()) is not None and self._is_idle():
                 self._run(execution)
         finally:
             self._tell(_done, self.stopped)
+
+    def _is_idle(self) -> bool:
+        """Wait until no request is in flight; False where the shadow is ended instead."""
+        while not self._is_stopping:
+            if not self._admission.requests:
+                return True
+            time.sleep(_LOOK_SECONDS)
+        return False
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
         loop = self.stopped.get_loop()
@@ -169,8 +182,9 @@ class Shadow:
 class Shadows:
     """Every shadow of a server: keeps them as the repository's roles say. Event loop only."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, admission: Admission) -> None:
         self._metrics = metrics
+        self._admission = admission
         self._shadows: dict[str, Shadow] = {}
 
     def follow(self, repository: ModelRepository[LoadedModel], name: str) -> None:
@@ -195,7 +209,7 @@ class Shadows:
         if stable is None or shadow is None or roles.shadow is None:
             held.close()
             return
-        started = self._shadows[name] = Shadow(stable, shadow, roles.shadow.percent, self._metrics)
+        started = self._shadows[name] = Shadow(stable, shadow, roles.shadow.percent, self._metrics, self._admission)
         started.stopped.add_done_callback(lambda _: held.close())
 
     def comparison(self, name: str) -> Comparison | None:

@@ -48,6 +48,18 @@ async def test_a_version_agrees_with_itself_exactly(tmp_path: Path, instances: i
         assert not seen.examples
 
 
+async def test_nothing_is_compared_while_a_request_is_in_flight(tmp_path: Path) -> None:
+    write_model(tmp_path, "model")
+    async with serving(tmp_path) as server:
+        await server.repository.set_rollout("model", Rollout(shadow=Share(1, 100.0)))
+        with server.admission.slot():
+            await ask(server, "red")
+            for _ in range(20):
+                await asyncio.sleep(0.005)
+                assert comparison(server).rows == 0
+        assert (await compared(server, 1)).agreed == 1
+
+
 async def test_disagreements_are_counted_and_told_by_request(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "model")
     tiny_models.save(tiny_models.classifier(matrix=SWAPPED), folder / "2" / "model.onnx")
