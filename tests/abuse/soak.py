@@ -27,6 +27,7 @@ from tests.support.server_process import MODEL_REPO, PROJECT, ServerProcess, pol
 
 WARM_UP = 2_000  # Triton's rule: memory is stable from here on
 CLIENTS = 8
+_AT_ONCE = 48
 BAD, BROKEN_OFF, PHOTOGRAPHS = 0.08, 0.02, 0.05  # shares; the rest are small pictures in six formats
 MOST_GROWTH = 10 * 2**20
 MOST_DRIFT = 2  # descriptors, threads, tasks
@@ -128,6 +129,20 @@ async def call_all(port: int, count: int, seed: int) -> Counter[int]:
     return answers
 
 
+async def fill(port: int) -> None:
+    """So much at once that every network runs its largest batches, side by side: it keeps what memory they take."""
+    small, photographs = good_requests()
+
+    async def one(requests: Sequence[bytes]) -> None:
+        connection = await raw_http.Connection.open(port)
+        for request in requests:
+            await connection.ask(request)
+        await connection.close()
+
+    for requests in (small, photographs):
+        await asyncio.gather(*(one(requests) for _ in range(_AT_ONCE)))
+
+
 def at_rest(server: ServerProcess, folder: Path) -> Census:
     """The census once every request has ended and every connection is gone."""
 
@@ -148,6 +163,7 @@ def soak(requests: int, command: Sequence[str] | None = None) -> list[str]:
         arguments = (*settings, "--repository.poll-interval-s", "0", "--server.drain-delay-s", "0")
         with ServerProcess(MODEL_REPO, *arguments, environment=environment, command=command) as server:
             server.wait_until_ready()
+            asyncio.run(fill(server.port))
             asyncio.run(call_all(server.port, WARM_UP, seed=1))
             before, started_at = at_rest(server, Path(folder)), time.monotonic()
             answers = asyncio.run(call_all(server.port, requests, seed=100))
