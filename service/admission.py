@@ -4,6 +4,7 @@ The first of the two bounded places a request meets (the other is its model's qu
 not thread-safe. Knows no model.
 """
 
+from collections.abc import Callable
 from types import TracebackType
 
 from service.errors import Draining, Overloaded
@@ -33,6 +34,8 @@ class Slot:
     ) -> None:
         self._admission.requests -= 1
         self._admission.bytes -= self.held_bytes
+        if not self._admission.requests:
+            self._admission.on_idle()
 
     def grow(self, nbytes: int) -> None:
         """Account for `nbytes` more. Raises Overloaded where the whole server would hold too much."""
@@ -49,6 +52,7 @@ class Admission:
         self._closed = False
         self.requests = 0
         self.bytes = 0
+        self.on_idle: Callable[[], None] = lambda: None  # when the last request in flight has ended
 
     def close(self) -> None:
         """Refuse everything from now on."""

@@ -1,10 +1,10 @@
 """Shadows: a version that answers nobody runs what the stable one just ran, and the two are compared.
 
-A stable version with a shadow shows each of its executions to a `Shadow` (its `tap`), which keeps a share of them for a
-thread of its own. That thread begins one when no request is in flight, and has the kernel's idle priority: it loses its
-CPU the moment somebody wants one, so no answer waits for it. As it may lose the CPU with Python's lock in its hands, for
-which everybody then waits, it does nothing but run the model, where the lock is let go; the event loop counts. A few
-executions may wait; what comes while they do is left out.
+A stable version with a shadow shows each of its executions to a `Shadow` (its `tap`), which keeps a few of them. One is
+run when no request is in flight, on a thread with the kernel's idle priority, which loses its CPU the moment somebody
+wants one: so no answer waits for it. What comes while a few are waiting is left out. As that thread may lose its CPU
+with Python's lock in its hands, for which everybody then waits, it does nothing but run the model, where the lock is
+let go; the event loop says when, and counts.
 
 Where both versions want their pixels the same way the shadow runs the very tensors that the stable one ran. Otherwise
 it decodes the images again. Kept of an image are two labels, two scores and the id of its request.
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 _MOST_WAITING = 4  # executions: for a large network 20 MB of tensors
 _EXAMPLES = 20
-_LOOK_SECONDS = 0.002  # between two looks whether nobody is served, while an execution waits
 
 
 class Best(NamedTuple):
@@ -87,8 +86,9 @@ class Shadow:
         self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._metrics = metrics.shadow_of(shadow.name, shadow.version)
         self._admission = admission
-        self._waiting: SimpleQueue[_Execution | None] = SimpleQueue()  # without a lock that an idle thread could sit on
-        self._is_stopping = False
+        self._waiting: deque[_Execution] = deque()
+        self._is_running = False
+        self._to_run: SimpleQueue[_Execution | None] = SimpleQueue()  # without a lock that an idle thread could sit on
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
         self._thread.start()
         stable.tap = self
@@ -97,34 +97,33 @@ class Shadow:
         """An execution of the stable version, where it ran."""
         if random.random() * 100.0 >= self.percent:  # noqa: S311  # which ones are compared is no secret
             return
-        if self._waiting.qsize() >= _MOST_WAITING:
+        if len(self._waiting) >= _MOST_WAITING:
             self.comparison.left_out += len(items)
             self._metrics.rows("left_out", len(items))
         else:
-            self._waiting.put(_Execution(feeds, raw, items, cpu_seconds))
+            self._waiting.append(_Execution(feeds, raw, items, cpu_seconds))
+            self._tell(self.begin)
 
     def stop(self) -> None:
         """Take nothing more, and end after the execution under way."""
         if self.stable.tap is self:
             self.stable.tap = None
-        self._is_stopping = True
-        self._waiting.put(None)
+        self._waiting.clear()
+        self._to_run.put(None)
+
+    def begin(self) -> None:
+        """Run the next execution, where one waits and nobody is served. Event loop only."""
+        if self._waiting and not self._is_running and not self._admission.requests:
+            self._is_running = True
+            self._to_run.put(self._waiting.popleft())
 
     def _work(self) -> None:
         _give_way()
         try:
-            while (execution := self._waiting.get()) is not None and self._is_idle():
+            while (execution := self._to_run.get()) is not None:
                 self._run(execution)
         finally:
             self._tell(_done, self.stopped)
-
-    def _is_idle(self) -> bool:
-        """Wait until no request is in flight; False where the shadow is ended instead."""
-        while not self._is_stopping:
-            if not self._admission.requests:
-                return True
-            time.sleep(_LOOK_SECONDS)
-        return False
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
         loop = self.stopped.get_loop()
@@ -139,20 +138,24 @@ class Shadow:
         except Exception as error:  # noqa: BLE001  # whatever it is, it concerns no caller
             self._tell(self._failed, execution, error)
 
+    def _compare(self, execution: _Execution, raw: Array, seconds: float) -> None:
+        try:
+            ours, theirs = self.stable.scores(execution.raw), self.shadow.scores(raw)
+        except FoveaError as error:  # no answer comes of what it gave
+            self._failed(execution, error)
+            return
+        self._count(execution, ours, theirs, seconds)
+        self._is_running = False
+        self.begin()
+
     def _failed(self, execution: _Execution, error: Exception) -> None:
         rows = len(execution.items)
         self.comparison.failed += rows
         self._metrics.rows("failed", rows)
         reason = str(error) if isinstance(error, FoveaError) else type(error).__name__
         logger.warning("shadow_failed", extra={"model": self.shadow.name, "reason": reason[:300]})
-
-    def _compare(self, execution: _Execution, raw: Array, seconds: float) -> None:
-        try:
-            ours, theirs = self.stable.scores(execution.raw), self.shadow.scores(raw)
-        except FoveaError as error:  # no answer comes of what it gave
-            self._failed(execution, error)
-        else:
-            self._count(execution, ours, theirs, seconds)
+        self._is_running = False
+        self.begin()
 
     def _count(self, execution: _Execution, ours: Array, theirs: Array, seconds: float) -> None:
         place_of = {label: place for place, label in enumerate(self.shadow.labels)}
@@ -186,6 +189,7 @@ class Shadows:
         self._metrics = metrics
         self._admission = admission
         self._shadows: dict[str, Shadow] = {}
+        admission.on_idle = self._begin
 
     def follow(self, repository: ModelRepository[LoadedModel], name: str) -> None:
         """Start, change or end the shadow of a model. The shadow holds a lease on its version until it has stopped."""
@@ -211,6 +215,10 @@ class Shadows:
             return
         started = self._shadows[name] = Shadow(stable, shadow, roles.shadow.percent, self._metrics, self._admission)
         started.stopped.add_done_callback(lambda _: held.close())
+
+    def _begin(self) -> None:
+        for shadow in self._shadows.values():
+            shadow.begin()
 
     def comparison(self, name: str) -> Comparison | None:
         """What a model's shadow has seen; None where there is none."""
