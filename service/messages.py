@@ -1,6 +1,7 @@
 """The plain values that travel between the stages of a request.
 
-They are immutable, know no protocol, and hold no behaviour beyond small conversions.
+Nobody changes them; they know no protocol, and hold no behaviour beyond small conversions. Named tuples rather than
+frozen data classes: a request makes a dozen of them, at half the cost.
 Moments are `time.monotonic()` seconds and end in `_at`; durations are `_seconds`.
 """
 
@@ -11,8 +12,7 @@ from typing import NamedTuple
 from service.errors import FoveaError
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRef:
+class ModelRef(NamedTuple):
     """A model by name and, where the caller cares, by version. Requests of one `key` stay with one version."""
 
     name: str
@@ -23,8 +23,7 @@ class ModelRef:
         return self.name if self.version is None else f"{self.name}/{self.version}"
 
 
-@dataclass(frozen=True, slots=True)
-class ImagePayload:
+class ImagePayload(NamedTuple):
     """One encoded image as it came in: nothing about it has been checked yet."""
 
     data: bytes
@@ -32,15 +31,13 @@ class ImagePayload:
     media_type: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ClipPayload:
+class ClipPayload(NamedTuple):
     """The images of one request to a model that takes clips: frames in order, or one animation."""
 
     frames: tuple[ImagePayload, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
+class InferenceRequest(NamedTuple):
     """Images for one model. `deadline_at` is absolute; `threshold` drops predictions that score below it."""
 
     ref: ModelRef
@@ -50,7 +47,12 @@ class InferenceRequest:
     threshold: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+def milliseconds(seconds: float) -> float:
+    """Of a duration, to the microsecond: what `round` makes of it, at a fifth of the cost."""
+    return int(seconds * 1e6 + 0.5) / 1000.0
+
+
+@dataclass(slots=True)  # a tuple has an `index` of its own; not frozen, which would triple the cost of making one
 class Prediction:
     """One label of one image; `index` is its place in the model's output, `score` what the task makes of it."""
 
@@ -93,8 +95,7 @@ class Classification(NamedTuple):
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceResult:
+class InferenceResult(NamedTuple):
     """The answer to a request: one item per image, in order; an image that was refused has its error there."""
 
     model: str

@@ -52,6 +52,7 @@ import asyncio
 import logging
 import math
 import time
+from bisect import bisect_right, insort
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol
 
@@ -115,6 +116,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._expiry_at = math.inf
         self._pump_is_due = False
         self._seconds_of: dict[int, float] = {}  # batch size -> seconds of an execution, a moving average
+        self._sizes: list[int] = []  # its keys, in order
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -133,7 +135,7 @@ class Batcher(Generic[ItemT, ResultT]):
         if not waiting or not self._seconds_of:
             return 0.0
         size = min(self._spec.max_batch_size, math.ceil(waiting / self._instances))
-        measured = max((known for known in self._seconds_of if known <= size), default=min(self._seconds_of))
+        measured = self._sizes[max(0, bisect_right(self._sizes, size) - 1)]
         return math.ceil(waiting / (size * self._instances)) * self._seconds_of[measured]
 
     def submit(self, item: ItemT, deadline_at: float, share: float = 1.0) -> Entry[ItemT, ResultT]:
@@ -265,6 +267,8 @@ class Batcher(Generic[ItemT, ResultT]):
         return following
 
     def _learn(self, size: int, seconds: float) -> None:
+        if size not in self._seconds_of:
+            insort(self._sizes, size)
         known = self._seconds_of.get(size, seconds)
         weight = _SLOWER_WEIGHT if seconds > known else _FASTER_WEIGHT
         self._seconds_of[size] = known + weight * (seconds - known)

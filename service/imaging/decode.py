@@ -57,14 +57,15 @@ class DecodeBudget:
         self._limit = limit_bytes
         self._used = 0
         self._waiting = 0
-        self._room = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
 
     def hold(self, nbytes: int) -> "_Held":
         """Occupy `nbytes` for the length of a `with` block; entering blocks the thread until there is room."""
         return _Held(self, nbytes)
 
     def take(self, nbytes: int) -> None:
-        with self._room:
+        with self._lock:
             while self._used and self._used + nbytes > self._limit:
                 self._waiting += 1
                 self._room.wait()
@@ -72,7 +73,7 @@ class DecodeBudget:
             self._used += nbytes
 
     def give_back(self, nbytes: int) -> None:
-        with self._room:
+        with self._lock:
             self._used -= nbytes
             if self._waiting:
                 self._room.notify_all()

@@ -3,15 +3,14 @@
 A box is (left, top, right, bottom) in source pixels, as floats; pixel i covers [i, i + 1).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.imaging.spec import InputSpec
 
 Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """How an image of a given size becomes the tensor's picture.
 
     Resize the whole to `whole` (width, height), then take the `content` (width, height) at `crop` (left, top) of it and

@@ -7,8 +7,8 @@ Sources: ITU T.81 (JPEG), W3C PNG third edition, RFC 9649 (WebP), CIPA DC-008 (E
 
 import struct
 import zlib
-from dataclasses import dataclass
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,8 +22,7 @@ _ORIENTATION_TAG = 0x0112
 _WEBP_ANIMATION = 0x02  # a flag of the extended header
 
 
-@dataclass(frozen=True, slots=True)
-class ImageHeader:
+class ImageHeader(NamedTuple):
     """`width` and `height` in pixels as stored; `orientation` is Exif's, 1 to 8, 1 where absent or nonsense.
 
     `is_plain` says that nothing about it needs interpreting: a JPEG of 8 bits and one or three components, a PNG of 8

@@ -7,8 +7,8 @@ instead of the large source. Fast is held to exact by a test over real photograp
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,10 @@ from service.messages import ImageInfo, ImagePayload
 # 2 -> 0.05, 3 -> 0.034, 4 -> 0.028, 5.5 -> 0.010. A telephone's 12 megapixels to 256 are halved still: 5.9 stay.
 _PIXELS_LEFT_BY_HALVING = 5.5
 _MOST_HALVINGS = 3
+_SIZES_KEPT = 256  # a caller's images are mostly of the same few sizes
 
 
-@dataclass(frozen=True, slots=True)
-class InspectedImage:
+class InspectedImage(NamedTuple):
     """An image whose header passed all limits. `displayed` is (width, height) after orientation."""
 
     data: bytes
@@ -79,6 +79,7 @@ class Preprocessor:
         self._bias = np.ascontiguousarray(bias, np.float32).reshape(across)
         self._has_bias = bool(self._bias.any())
         self._is_raw = spec.dtype == "uint8"
+        self._place = lru_cache(_SIZES_KEPT)(partial(place, spec=spec))
 
     def grouped(self, images: Sequence[ImagePayload]) -> Sequence[ImagePayload]:
         """What of a request's images becomes a row each: every image."""
@@ -96,7 +97,7 @@ class Preprocessor:
             raise ImageTooLarge(f"The image is {_sides(header)}; the longest side allowed is {limits.side:,} pixels.")
         orientation = header.orientation if spec.exif == "apply" else 1
         displayed = header.displayed_size if spec.exif == "apply" else (header.width, header.height)
-        placement = place(*displayed, spec)
+        placement = self._place(*displayed)
         halvings = _halvings(placement) if self._fast and header.format == "jpeg" else 0
         if header.format == "jpeg" and header.width * header.height > limits.source_pixels:
             raise ImageTooLarge(f"The image is {_sides(header)}; the limit is {limits.source_pixels:,} pixels.")
@@ -121,8 +122,14 @@ class Preprocessor:
 
     def render(self, pixels: Pixels, image: InspectedImage, out: npt.NDArray[Any]) -> None:
         """Decoded `pixels` of `image`, resampled and normalised into `out`."""
-        content = self._fast_content(pixels, image) if self._fast else self._exact_content(pixels, image)
-        self._normalise(self._padded(content, image.placement), out)
+        placement = image.placement
+        if image.orientation == 1 and placement.whole == placement.content == (pixels.shape[1], pixels.shape[0]):
+            content: resample.Content = pixels
+        elif self._fast:
+            content = self._fast_content(pixels, image)
+        else:
+            content = self._exact_content(pixels, image)
+        self._normalise(self._padded(content, placement), out)
 
     def _exact_content(self, pixels: Pixels, image: InspectedImage) -> resample.Content:
         upright = np.ascontiguousarray(oriented(pixels, image.orientation))

@@ -38,7 +38,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 from service.errors import (
@@ -58,6 +57,7 @@ from service.repository.source import Fingerprint, FoundModel
 from service.repository.states import ModelState, check
 from service.repository.table import (
     NO_ROLLOUT,
+    Lease,
     ModelRecord,
     ModelStatus,
     ModelT,
@@ -126,19 +126,9 @@ class ModelRepository(Generic[ModelT]):
 
     # Serving
 
-    @contextmanager
-    def lease(self, ref: ModelRef) -> Iterator[tuple[int, ModelT]]:
-        """One version, pinned until the block ends. Raises ModelNotFound or ModelNotReady."""
-        version, record = self._known(ref.name).choose(ref)
-        loaded = record.loaded
-        assert loaded is not None
-        record.leases += 1
-        try:
-            yield version, loaded
-        finally:
-            record.leases -= 1
-            if record.leases == 0:
-                record.unused.set()
+    def lease(self, ref: ModelRef) -> Lease[ModelT]:
+        """A version, to be entered at once: pinned until the block ends. Raises ModelNotFound or ModelNotReady."""
+        return Lease(*self._known(ref.name).choose(ref))
 
     def _known(self, name: str) -> ModelRecord[ModelT]:
         """Raises ModelNotFound; ModelNotReady before the first look: a client, or a proxy, had better ask again."""

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
 from service.errors import ModelNotFound, ModelNotReady
@@ -100,6 +101,29 @@ class VersionRecord(Generic[ModelT]):
     @property
     def fault(self) -> str:
         return "" if self.loaded is None else self.loaded.fault
+
+
+class Lease(Generic[ModelT]):
+    """One version, pinned for the length of a `with` block. A class, as a generator would cost a request more."""
+
+    __slots__ = ("_record", "_version")
+
+    def __init__(self, version: int, record: VersionRecord[ModelT]) -> None:
+        self._version = version
+        self._record = record
+
+    def __enter__(self) -> tuple[int, ModelT]:
+        loaded = self._record.loaded
+        assert loaded is not None
+        self._record.leases += 1
+        return self._version, loaded
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._record.leases -= 1
+        if self._record.leases == 0:
+            self._record.unused.set()
 
 
 @dataclass(slots=True)

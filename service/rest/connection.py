@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any, cast
+from urllib.parse import unquote
 
 import httptools
 from starlette.requests import Request
@@ -25,6 +26,7 @@ from uvicorn.server import Server
 
 from service.errors import BodyTimeout, ClientDisconnected, FoveaError, MalformedRequest
 from service.rest.context import RequestContext
+from service.rest.exchange import Exchange
 from service.rest.guard import LOOK_SECONDS, ConnectionGuard, Refused
 
 logger = logging.getLogger(__name__)
@@ -155,9 +157,42 @@ class Connection(HttpToolsProtocol):
             raise Refused("malformed_http")
         if self.parser.should_upgrade():
             raise _AsksForUpgrade
-        super().on_headers_complete()
+        self._complete_scope()
         self.headers = []  # trailers come here, where nobody looks: the scope has the list of the head
         self._stage = Stage.BODY
+        waits = self.is_answering
+        self.cycle = self._exchange()
+        if waits:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+        else:
+            self._start_asgi_task(self.cycle, self.app)
+
+    def _complete_scope(self) -> None:
+        scope, version = self.scope, self.parser.get_http_version()
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["method"] = self.parser.get_method().decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+
+    def _exchange(self) -> Exchange:
+        return Exchange(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=self.scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ClientDisconnected, ModelNotFound
-from service.messages import ModelRef, Timings
+from service.messages import ModelRef, Timings, milliseconds
 from service.pipeline import Ticket
 from service.rest import errors
 from service.rest.connection import Departure
@@ -130,7 +130,7 @@ def note_result(request: Request, version: int, timings: Timings, **counts: int)
     context_of(request.scope).note(
         version=version,
         **counts,
-        decode_ms=round(timings.decode_seconds * 1000, 3),
-        queue_ms=round(timings.queue_seconds * 1000, 3),
-        infer_ms=round(timings.infer_seconds * 1000, 3),
+        decode_ms=milliseconds(timings.decode_seconds),
+        queue_ms=milliseconds(timings.queue_seconds),
+        infer_ms=milliseconds(timings.infer_seconds),
     )

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import logs
 from service.config import Settings
 from service.logs import request_id_var
+from service.messages import milliseconds
 from service.rest.connection import Departure
 from service.rest.context import RequestContext, published, route_path
 
@@ -98,7 +99,7 @@ class RequestLayer:
             "method": method,
             "path": scope["path"][:512],
             "status": status,
-            "duration_ms": round(seconds * 1000.0, 3),
+            "duration_ms": milliseconds(seconds),
             "client": client[0] if client else None,
         }
         if context.traceparent:

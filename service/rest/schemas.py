@@ -10,7 +10,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from service.errors import FoveaError
-from service.messages import Classification, InferenceRequest, InferenceResult
+from service.messages import Classification, InferenceRequest, InferenceResult, milliseconds
 from service.model import LoadedModel
 from service.pipeline import Ticket
 from service.repository.table import ModelStatus, VersionStatus
@@ -221,10 +221,10 @@ def classify_answer(result: InferenceResult, request: InferenceRequest, ticket: 
             "request_id": request_id,
             "results": items,
             "timings_ms": {
-                "decode": _ms(timings.decode_seconds),
-                "queue": _ms(timings.queue_seconds),
-                "infer": _ms(timings.infer_seconds),
-                "total": _ms(time.monotonic() - ticket.started_at),
+                "decode": milliseconds(timings.decode_seconds),
+                "queue": milliseconds(timings.queue_seconds),
+                "infer": milliseconds(timings.infer_seconds),
+                "total": milliseconds(time.monotonic() - ticket.started_at),
             },
         }
     )
@@ -300,7 +300,3 @@ def _version(status: VersionStatus[LoadedModel]) -> dict[str, Any]:
         if provider.fallback_reason:
             answer["provider_fallback"] = provider.fallback_reason
     return answer
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000.0, 3)

@@ -69,6 +69,8 @@ class Task(ABC):
 def best(scores: Scores, top_k: int) -> list[int]:
     """Indices of the `top_k` largest, in descending order, ties by lower index."""
     size = len(scores)
+    if size <= 32:  # so few are sorted before numpy has begun
+        return sorted(range(size), key=scores.tolist().__getitem__, reverse=True)[:top_k]
     if top_k < size and size > 64:  # below that a full sort is cheaper than a partition
         cut = np.partition(scores, size - top_k)[size - top_k]
         above = np.flatnonzero(scores > cut)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -54,7 +54,7 @@ def evaluate(settings: Settings, options: Options) -> int:
     first = asyncio.run(measured(settings, ref, options, output))
     comparison = None
     if options.against:
-        other = replace(ref, version=int(options.against)) if options.against.isdecimal() else None
+        other = ref._replace(version=int(options.against)) if options.against.isdecimal() else None
         second = asyncio.run(measured(settings, other or reference(options.against), options, output))
         if second.described.labels != first.described.labels:
             raise ConfigurationError(f"{second.described} has other labels than {first.described}")
