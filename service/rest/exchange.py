@@ -4,11 +4,13 @@ uvicorn writes head and body apart: without Nagle's algorithm that is two packet
 Holding the head back is what ASGI asks for: nothing of an answer is sent before the first of its body.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # beside the ends of lines, which are counted
 _JOINED_BYTES = 64 * 1024  # a larger body is worth a write of its own, not a copy
 
 
@@ -49,7 +51,8 @@ class Exchange(RequestResponseCycle):
         pieces.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
         lines = len(headers) + (2 if self.keep_alive else 3)
         start = b"".join(pieces)
-        return start + body if start.count(b"\r") == start.count(b"\n") == lines else None
+        is_clean = start.count(b"\r") == start.count(b"\n") == lines and _CONTROL.search(start) is None
+        return start + body if is_clean else None
 
     def _write_whole(self, answer: bytes) -> None:
         self.response_started = self.response_complete = True
