@@ -3,7 +3,8 @@
 The only importer of `onnx` and of ONNX Runtime's quantization tools, which are an extra of their own.
 
 int8 here is what ONNX Runtime's CPU kernels run fastest: activations uint8 a tensor, weights int8 a channel. What comes
-after the last layer with weights, a softmax mostly, stays float. Weights are rounded by `rounding` before the tools see
+after the last layer with weights, a softmax mostly, stays float, and so does a convolution of a picture's few channels,
+for which the int8 kernel gathers more than it computes. Weights are rounded by `rounding` before the tools see
 them: networks of many thin layers would lose too many of their answers.
 """
 
@@ -22,6 +23,7 @@ from service.errors import ConfigurationError
 from service.workbench.rounding import Seen, rounded, windows_of
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
+_PICTURE_CHANNELS = 4
 _BATCH = 8
 _POSITIONS = 64  # of each image, at which is looked: a hundred images then say more than the widest layer asks
 
@@ -54,8 +56,11 @@ def int8(source: Path, target: Path, images: npt.NDArray[Any]) -> None:
         for place, node in enumerate(graph.graph.node):  # some exporters name none
             node.name = f"{node.op_type}_{place}"
         kept_float = _kept_float(graph)
-        if not any(node.op_type in _LAYERS for node in graph.graph.node):
-            raise ConfigurationError("the graph has no convolution and no dense layer: there is nothing to quantize")
+        if not any(node.op_type in _LAYERS and node.name not in kept_float for node in graph.graph.node):
+            raise ConfigurationError(
+                "the graph has no dense layer and no convolution of more than a picture's channels: there is nothing "
+                "to quantize"
+            )
         _round_weights(graph, images, kept_float)
         onnx.save(graph, corrected)
         tools.quantize_static(
@@ -106,10 +111,20 @@ def _batches(graph: Any, images: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]
 
 
 def _kept_float(graph: Any) -> list[str]:
-    """What comes after the last layer with weights."""
+    """What comes after the last layer with weights, and convolutions of a picture's channels."""
     nodes = list(graph.graph.node)
+    channels = {tensor.name: tensor.dims[1] for tensor in graph.graph.initializer if len(tensor.dims) == 4}
     last = max((at for at, node in enumerate(nodes) if node.op_type in _LAYERS), default=len(nodes))
-    return [node.name for node in nodes[last + 1 :]]
+    return [
+        node.name
+        for at, node in enumerate(nodes)
+        if at > last or (node.op_type == "Conv" and _is_of_a_picture(node, channels))
+    ]
+
+
+def _is_of_a_picture(node: Any, channels: Mapping[str, int]) -> bool:
+    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    return groups == 1 and channels.get(node.input[1], _PICTURE_CHANNELS + 1) <= _PICTURE_CHANNELS
 
 
 @dataclass(frozen=True, slots=True)
