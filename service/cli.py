@@ -126,6 +126,26 @@ def _add_tune(commands: Any) -> None:
     _add_settings(tune)
 
 
+class _Numbers(argparse.Action):
+    """Numbers as people write them: `104 117 123`, `104,117,123`, and for whole ones `224x224`."""
+
+    def __init__(self, kind: type[int] | type[float], **rest: Any) -> None:
+        super().__init__(**rest)
+        self._kind = kind
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        numbers: list[int | float] = []
+        for value in values:
+            parts = value.replace("x", ",").split(",") if self._kind is int else value.split(",")
+            try:
+                numbers += [self._kind(part) for part in parts if part.strip()]
+            except ValueError:
+                raise argparse.ArgumentError(self, f"{value!r} is no number") from None
+        if not numbers:
+            raise argparse.ArgumentError(self, f"{' '.join(values)!r} is no number")
+        setattr(namespace, self.dest, numbers)
+
+
 def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SOURCE", help=".onnx, .keras, .h5, or .pt2 (torch.export.save)")
     parser.add_argument("--name", required=True, help="the model's name in the repository")
@@ -144,8 +164,10 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     says.add_argument("--labels", metavar="LABELS", help="a file (one a line), a folder of class folders, or a,b,c")
     says.add_argument("--preset", choices=_PRESETS, help="how pixels are scaled")
     for name in ("scale", "mean", "std"):
-        says.add_argument(f"--{name}", nargs="+", type=float, metavar="X", help="(pixel * scale - mean) / std")
-    says.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="height and width, or one for both")
+        formula = "(pixel * scale - mean) / std"
+        says.add_argument(f"--{name}", nargs="+", action=_Numbers, kind=float, metavar="X", help=formula)
+    sides = "height and width, or one for both"
+    says.add_argument("--size", nargs="+", action=_Numbers, kind=int, metavar="PIXELS", help=sides)
     says.add_argument("--color", choices=("rgb", "bgr", "gray"), help="bgr where training read with OpenCV")
     says.add_argument("--layout", choices=("nchw", "nhwc"), help="where the channels stand")
     says.add_argument("--frames", type=int, metavar="T", help="frames of a clip")

@@ -15,7 +15,7 @@ _JOINED_BYTES = 64 * 1024  # a larger body is worth a write of its own, not a co
 
 
 class Exchange(RequestResponseCycle):
-    """See the module. `pieces` are of the body, as they came, until they are asked for."""
+    """See the module. Of answers in parts, of unknown length or to HEAD every byte is uvicorn's own."""
 
     def __init__(self, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)

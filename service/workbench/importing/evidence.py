@@ -147,7 +147,15 @@ def head_of(fitted: Fitted, shape: Sequence[int], wanted: str | None) -> Head:
             f"output {output.name!r} is made by {operator}: it says which class won and not by how much; export the "
             "model without it, or name the output before it with --output"
         )
-    rows = np.concatenate([_noise_answer(engine, fitted.input, shape, output.name, seed) for seed in range(4)])
+    answers = [_noise_answer(engine, fitted.input, shape, output.name, seed) for seed in range(4)]
+    images = max(fitted.input.shape[0], 1)
+    if any(len(answer) != images for answer in answers if answer.ndim):
+        for_images = "one image" if images == 1 else f"{images} images"
+        raise ConfigurationError(
+            f"output {output.name!r} gives {list(answers[0].shape)} numbers for {for_images}: that is no row of scores "
+            "an image (a reader of text?); name another with --output, or export a classifier"
+        )
+    rows = np.concatenate(answers)
     if rows.ndim < 2 or rows.dtype.kind != "f":
         raise ConfigurationError(
             f"output {output.name!r} has shape {list(output.shape)}: that is no row of scores an image"

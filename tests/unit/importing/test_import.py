@@ -167,6 +167,16 @@ def detector() -> onnx.ModelProto:
     return graph(nodes, {"image": shape}, {"boxes": shape})
 
 
+def text_reader() -> onnx.ModelProto:
+    """Reads an image in strips, as networks for text do: a row of scores for each, where its shape promises one."""
+    constants = {"strips": np.array([8, 1, 24], np.int64), "matrix": np.ones((24, 3), np.float32)}
+    nodes = [
+        helper.make_node("Reshape", ["image", "strips"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "matrix"], ["scores"]),
+    ]
+    return graph(nodes, {"image": ("float32", (1, 3, 8, 8))}, {"scores": ("float32", (1, "seqlen"))}, constants)
+
+
 def ending_in(operator: str, **attributes: Any) -> onnx.ModelProto:
     model = classifier()
     model.graph.node[-1].CopyFrom(helper.make_node(operator, ["logits"], ["scores"], **attributes))
@@ -200,6 +210,7 @@ def newer() -> onnx.ModelProto:
         (classifier(), ("--size", "9"), ["--size 9 9", "8 x 8"]),
         (classifier(size=(3, 3)), UNIT, ["--layout nchw"]),
         (detector(), UNIT, ["[3, 8, 8]", "no row of scores", "--output"]),
+        (text_reader(), UNIT, ["[8, 1, 3]", "for one image", "no row of scores"]),
         (ending_in("ArgMax", axis=1), UNIT, ["ArgMax", "which class won"]),
         (ending_in("Tanh"), UNIT, ["Tanh", "--activation"]),
         (foreign(), UNIT, ["my.lab::Swish", "ONNX Runtime does not have"]),
@@ -372,6 +383,27 @@ def test_a_graph_that_leaves_every_side_open_is_channels_first_where_it_convolve
     assert said.code == 0, said
     table = manifest.read(repository / "mine").input
     assert table is not None and (table.layout, table.size) == ("nchw", (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "mean"),
+    [
+        (["--size", "8", "--mean", "104", "117", "123"], [8], [104.0, 117.0, 123.0]),
+        (["--size", "8,9", "--mean", "104,117,123"], [8, 9], [104.0, 117.0, 123.0]),
+        (["--size", "8x9", "--mean", "104,", "117,", "123"], [8, 9], [104.0, 117.0, 123.0]),
+        (["--size", "8", "9", "--mean=-1,.5,1e2"], [8, 9], [-1.0, 0.5, 100.0]),
+    ],
+)
+def test_numbers_are_taken_as_people_write_them(given: list[str], size: list[int], mean: list[float]) -> None:
+    said = cli._parser().parse_args(["import", "net.onnx", "--name", "net", *given])
+    assert (said.size, said.mean) == (size, mean)
+
+
+@pytest.mark.parametrize("given", [("--mean", "1;2"), ("--size", "8.5"), ("--mean", ","), ("--size", "axb")])
+def test_what_are_no_numbers_is_said_by_flag(given: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli._parser().parse_args(["import", "net.onnx", "--name", "net", *given])
+    assert f"argument {given[0]}: {given[1]!r}" in capsys.readouterr().err
 
 
 def test_the_command_line_knows_the_presets_of_the_manifest() -> None:
