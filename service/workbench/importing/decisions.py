@@ -4,6 +4,7 @@ A flag wins over a file beside the model, that over the graph, that over what th
 only the last is a guess, and is reported as one with the flag that changes it. What none of them says is asked for.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -401,7 +402,9 @@ def labels_of(source: Path, units: int, flags: Flags, beside: Beside, report: Re
     if len(found) != needed:
         of = "one output has two (the one below 0.5 first)" if units == 1 else f"the model has {units} outputs"
         raise ConfigurationError(f"{origin} has {len(found)} labels ({_few(found)}) and {of}: give --labels to match")
-    report.found("labels", _few(found), f"{origin}, in the order of the outputs")
+    repeated = [label for label, times in Counter(found).items() if times > 1]
+    twice = f"; more than once: {_few(repeated)}" if repeated else ""
+    report.found("labels", _few(found), f"{origin}, in the order of the outputs{twice}")
     return found
 
 

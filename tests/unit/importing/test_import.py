@@ -385,6 +385,11 @@ def test_a_graph_that_leaves_every_side_open_is_channels_first_where_it_convolve
     assert table is not None and (table.layout, table.size) == ("nchw", (8, 8))
 
 
+def test_labels_that_stand_twice_are_shown(import_model: Import) -> None:
+    assert "more than once: crane" in import_model(classifier(), *UNIT, "--labels", "crane,crane,heron").out
+    assert "more than once" not in import_model(classifier(), *UNIT, *LABELS, "--version", "2").out
+
+
 @pytest.mark.parametrize(
     ("given", "size", "mean"),
     [
