@@ -7,6 +7,7 @@ FOVEA_FULL_FIDELITY=1 runs all and prints the figures. The exact way is held to 
 
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -117,7 +118,8 @@ def test_the_fast_way_says_what_the_reference_says(
     imagenet_spec: InputSpec, classify: Classify, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert imagenet_spec.decode == "fast"
-    results = [compare(case(number), imagenet_spec, classify) for number in range(CASES)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        results = list(threads.map(lambda number: compare(case(number), imagenet_spec, classify), range(CASES)))
     if FULL:
         with capsys.disabled():
             print("\n" + figures(results))
