@@ -134,17 +134,20 @@ class Shadow:
         try:
             began_at = time.thread_time()
             raw = self.shadow.run_again(execution.feeds, execution.items, self.stable)
-            self._tell(self._compare, execution, raw, time.thread_time() - began_at)
+            self._tell(self._ended, execution, raw, time.thread_time() - began_at)
         except Exception as error:  # noqa: BLE001  # whatever it is, it concerns no caller
-            self._tell(self._failed, execution, error)
+            self._tell(self._ended, execution, error)
 
-    def _compare(self, execution: _Execution, raw: Array, seconds: float) -> None:
-        try:
-            ours, theirs = self.stable.scores(execution.raw), self.shadow.scores(raw)
-        except FoveaError as error:  # no answer comes of what it gave
-            self._failed(execution, error)
-            return
-        self._count(execution, ours, theirs, seconds)
+    def _ended(self, execution: _Execution, outcome: Array | Exception, seconds: float = 0.0) -> None:
+        """Count what became of an execution, and begin the next, whatever came of this one."""
+        if isinstance(outcome, Exception):
+            self._failed(execution, outcome)
+        else:
+            try:
+                ours, theirs = self.stable.scores(execution.raw), self.shadow.scores(outcome)
+                self._count(execution, ours, theirs, seconds)
+            except Exception as error:  # noqa: BLE001  # as above
+                self._failed(execution, error)
         self._is_running = False
         self.begin()
 
@@ -154,8 +157,6 @@ class Shadow:
         self._metrics.rows("failed", rows)
         reason = str(error) if isinstance(error, FoveaError) else type(error).__name__
         logger.warning("shadow_failed", extra={"model": self.shadow.name, "reason": reason[:300]})
-        self._is_running = False
-        self.begin()
 
     def _count(self, execution: _Execution, ours: Array, theirs: Array, seconds: float) -> None:
         place_of = {label: place for place, label in enumerate(self.shadow.labels)}

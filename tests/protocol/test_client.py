@@ -1,6 +1,7 @@
 """The Python client against a real server, and what the workbench asks through it."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -33,6 +34,12 @@ async def test_asynchronous_client_does_the_same(server: ServerProcess) -> None:
         assert await fovea.is_ready()
         assert (await fovea.model("digits"))["num_labels"] == 10
         assert (await fovea.models())["models"]
+
+
+@pytest.mark.parametrize("images", [b"one", "one.jpg"])
+def test_one_image_without_its_list_is_told_so(images: Any) -> None:
+    with FoveaClient("http://127.0.0.1:9") as fovea, pytest.raises(TypeError, match="give a list"):
+        fovea.classify("digits", images)
 
 
 def test_problem_is_an_error_with_its_code(server: ServerProcess) -> None:

@@ -11,7 +11,7 @@ import pytest
 from service import logs
 from service.repository.rollout import Rollout, Share
 from service.server import InferenceServer
-from service.shadow import Comparison
+from service.shadow import Comparison, Shadow
 from tests.support import tiny_models
 from tests.support.puppets import until
 from tests.support.scrape import Scrape
@@ -107,6 +107,20 @@ async def test_a_shadow_that_fails_harms_nobody(tmp_path: Path) -> None:
         await ask(server, "red")
         seen = await compared(server, 1)
         assert (seen.rows, seen.failed) == (0, 1)
+
+
+async def test_what_goes_wrong_in_counting_does_not_end_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path, "model")
+    async with serving(tmp_path) as server:
+        await server.repository.set_rollout("model", Rollout(shadow=Share(1, 100.0)))
+        with monkeypatch.context() as broken:
+            broken.setattr(Shadow, "_count", lambda *_: 1 / 0)
+            await ask(server, "red")
+            assert (await compared(server, 1)).failed == 1
+        await ask(server, "green")
+        assert (await compared(server, 2)).agreed == 1
 
 
 async def test_a_shadow_gets_its_share(tmp_path: Path) -> None:
