@@ -216,7 +216,8 @@ def _headers(token: str | None) -> dict[str, str]:
 def _classify_request(
     http: httpx2.Client | httpx2.AsyncClient, model: str, images: Sequence[Image], version: int | None, top_k: int
 ) -> httpx2.Request:
-    if isinstance(images, bytes | str):  # a sequence too, of numbers or letters
+    given: object = images  # where nobody checks types, bytes and texts are sequences too
+    if isinstance(given, bytes | str):
         raise TypeError("images: give a list, of bytes or of (name, bytes)")
     named = [("", image) if isinstance(image, bytes) else image for image in images]
     # a part without a file name would be a text field: unnamed images are named by their place
