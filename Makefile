@@ -45,7 +45,7 @@ serve: $(SERVE)  ## Serve MODEL_REPO on HOST:PORT (EXTRA=cpu|gpu, ARGS=... passe
 	@exec .venv/bin/fovea serve --model-repo $(MODEL_REPO) --server.host $(HOST) --server.port $(PORT) $(ARGS)
 
 test: check  ## Run every check and the whole default test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-abuse: $(DEV)  ## The whole abuse matrix, case by case, with its table
 	$(BIN)/python -m pytest -m '' --abuse-report tests/abuse $(ARGS)

@@ -7,7 +7,7 @@ anything else is `_other`. Children are bound when a version is loaded, so that 
 import math
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Protocol
@@ -144,13 +144,11 @@ class ModelMetrics:
         self.labels = labels
         self.predicted = PredictedLabels(labels)
         self.drift: DriftWindow | None = None
-        self._queued = 0
         self._failed_executions = metrics.failed_executions.labels(model)
         self._hung = metrics.hung_executions.labels(model)
         self._broken = metrics.broken.labels(model, number)
         self._images = metrics.images.labels(model, number)
         self._batch_size = metrics.batch_size.labels(model)
-        self._queue_entries = metrics.queue_entries.labels(model)
         self._confidence = metrics.confidence.labels(model, number)
         self._stages = {
             stage: metrics.stage_seconds.labels(model, stage) for stage in ("decode", "queue", "infer", "postprocess")
@@ -171,11 +169,6 @@ class ModelMetrics:
 
     def broken(self, is_broken: bool) -> None:
         self._broken.set(is_broken)
-
-    def queue_changed(self, entries: int) -> None:
-        if entries != self._queued:  # the gauge is the model's: the queues of its versions add up
-            self._queue_entries.inc(entries - self._queued)
-            self._queued = entries
 
     def batch_executed(self, size: int, seconds: float) -> None:
         self._batch_size.observe(size)
@@ -234,6 +227,7 @@ class Metrics:
         self._declare_process(version)
         self._request_children: dict[_RequestKey, tuple[Counter, Distribution, Distribution]] = {}
         self._loaded: dict[tuple[str, int], ModelMetrics] = {}
+        self._queues: dict[str, list[Callable[[], int]]] = {}
         self._providers: dict[tuple[str, str], str] = {}
         self._times_loaded: Counts[tuple[str, int]] = Counts()
         self._gone: dict[tuple[str, int], None] = {}  # in the order of going
@@ -380,6 +374,15 @@ class Metrics:
             self.shadow_seconds,
         ):
             family.remove_by_labels({"model": model, "version": str(version)})
+
+    def watch_queue(self, model: str, waiting: Callable[[], int]) -> None:
+        """Read at every scrape, from any thread; the queues of a model's versions add up."""
+        queues = self._queues.setdefault(model, [])
+        queues.append(waiting)
+        self.queue_entries.labels(model).set_function(lambda: sum(queue() for queue in queues))
+
+    def unwatch_queue(self, model: str, waiting: Callable[[], int]) -> None:
+        self._queues[model].remove(waiting)
 
     def load_finished(self, model: str, *, ok: bool, seconds: float = 0.0, gate: str = "") -> None:
         """`gate` is which check a version failed."""

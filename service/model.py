@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from service.batching.batch import Batch
 from service.batching.batcher import Batcher
 from service.batching.policy import FairShare
 from service.batching.request_queue import Entry
@@ -209,8 +210,14 @@ class LoadedModel:
         self.tap: Tap | None = None
         batching = parts.spec.batching
         self._batcher: Batcher[Item, Answer] = Batcher(
-            batching, FairShare(batching), self._execute, self._metrics, instances=self._lane.width
+            batching,
+            FairShare(batching),
+            self._execute,
+            self._metrics,
+            instances=self._lane.width,
+            ahead=self._lane.ahead,
         )
+        context.metrics.watch_queue(name, self._waiting)
 
     @property
     def description(self) -> ModelDescription:
@@ -329,13 +336,17 @@ class LoadedModel:
 
     def close(self) -> None:
         """Free the engine. Only after `drain`."""
+        self._all_metrics.unwatch_queue(self.name, self._waiting)
         self._all_metrics.model_unloaded(self.name, self.version)
         self._parts.engine.close()
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.run_in_executor, None, give_back_memory)  # once the caller has let go of this
 
-    async def _execute(self, batch: Sequence[ModelEntry]) -> list[tuple[ModelEntry, Answer]]:
-        light = sum(_nbytes(entry.item) for entry in batch) <= _INLINE_BYTES
+    def _waiting(self) -> int:
+        return self._batcher.waiting
+
+    async def _execute(self, batch: Batch[Item, Answer]) -> list[tuple[ModelEntry, Answer]]:
+        light = sum(_nbytes(entry.item) for entry in batch.entries) <= _INLINE_BYTES
         done = await self.guard.run(partial(self._work, batch), light=light)
         if done.faults:
             self._account(done)
@@ -346,11 +357,13 @@ class LoadedModel:
         self._metrics.postprocessed(sum(execution.output_seconds for execution in done.executions))
         return done.answered
 
-    def _work(self, batch: Sequence[ModelEntry]) -> Done:
+    def _work(self, batch: Batch[Item, Answer]) -> Done:
         """Fill, run, finish. Where the lane runs it. Rows of different shapes run apart from each other."""
         done = Done([], [], [])
-        for group in [batch] if self._stackable else self._by_shape(batch):
-            self._run_group(group, done)
+        entries = batch.begin()
+        for group in [entries] if self._stackable else self._by_shape(entries):
+            if group:
+                self._run_group(group, done)
         return done
 
     def _by_shape(self, batch: Sequence[ModelEntry]) -> list[list[ModelEntry]]:

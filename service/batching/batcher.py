@@ -20,7 +20,7 @@ in the same turn share a batch, and none waits for another turn.
 by the measured rate, what runs now included (`queue_wait`): a length alone is too short for bursts of a fast model and
 too long for a slow one.
 
-*Work-conserving.* While an instance is free, nothing waits (unless the manifest asks for a delay). So the batcher adds
+*Work-conserving.* While a place is free, nothing waits (unless the manifest asks for a delay). So the batcher adds
 no latency to an idle server, and under load batches grow by themselves.
 
 *Formed late.* Entries are taken out of the queue at the last moment. Those whose caller has gone, whose deadline has
@@ -41,6 +41,10 @@ the event loop's work, and the instance need not wait for it. An inline lane run
 milliseconds before the loop reads from its sockets again, or it would serve a batch for each reading of all of them,
 however many are waiting there.
 
+*One ahead.* Where the lane takes it, one batch more than there are instances stands ready, and whichever thread ends
+its own begins it without asking the event loop. Until then it is open: it grows as the queue does, its entries count
+as waiting, and whoever leaves it makes room.
+
 *Drained.* `drain` waits until the queue is empty and no execution runs. Nothing is refused by it: who may still submit
 is decided further out (leases and admission).
 
@@ -56,6 +60,7 @@ from bisect import bisect_right, insort
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol
 
+from service.batching.batch import Batch
 from service.batching.policy import Dispatch, Policy, QueueView, WaitUntil
 from service.batching.request_queue import Entry, ItemT, RequestQueue, ResultT
 from service.batching.spec import BatchingSpec
@@ -74,13 +79,11 @@ _RETRY_AFTER_SECONDS = (1, 3)
 _TURN_SECONDS = 0.010  # of batches one after the other before the event loop looks at its sockets again
 
 Replies = Sequence[tuple[Entry[ItemT, ResultT], ResultT]]
-Execute = Callable[[Sequence[Entry[ItemT, ResultT]]], Awaitable[Replies[ItemT, ResultT]]]
+Execute = Callable[[Batch[ItemT, ResultT]], Awaitable[Replies[ItemT, ResultT]]]
 
 
 class BatchObserver(Protocol):
     """What a batcher reports, for metrics. Called on the event loop."""
-
-    def queue_changed(self, entries: int) -> None: ...
 
     def batch_executed(self, size: int, seconds: float) -> None: ...
 
@@ -88,8 +91,9 @@ class BatchObserver(Protocol):
 class Batcher(Generic[ItemT, ResultT]):
     """Forms batches for one version of one model.
 
-    `execute` is awaited with the entries of a batch and returns the result of each that it did not reject; `instances`
-    is how many batches may be in execution at once. Belongs to the running event loop.
+    `execute` is awaited with a batch, begins it, and returns the result of each entry that it did not reject;
+    `instances` is how many batches may be in execution at once, `ahead` how many more may stand ready for whichever of
+    these ends first. Belongs to the running event loop.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Batcher(Generic[ItemT, ResultT]):
         observer: BatchObserver,
         *,
         instances: int,
+        ahead: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = spec
@@ -107,10 +112,11 @@ class Batcher(Generic[ItemT, ResultT]):
         self._execute = execute
         self._observer = observer
         self._instances = instances
+        self._places = instances + ahead  # of batches that have left the queue
         self._clock = clock
         self._queue: RequestQueue[ItemT, ResultT] = RequestQueue(spec.max_queue_size)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._running: list[list[Entry[ItemT, ResultT]]] = []
+        self._running: list[Batch[ItemT, ResultT]] = []  # and standing ready
         self._timer: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_at = math.inf
@@ -122,21 +128,27 @@ class Batcher(Generic[ItemT, ResultT]):
 
     @property
     def waiting(self) -> int:
-        """Entries in the queue, not counting those in execution."""
-        return len(self._queue)
+        """Entries in the queue or in a batch that has not begun."""
+        waiting = len(self._queue)
+        for batch in self._running:
+            if batch.is_open:
+                waiting += len(batch.wanted)
+        return waiting
 
     @property
     def backlog_seconds(self) -> float:
         """How long a new entry would wait, by what executions took lately; 0 before the first one.
 
-        A backlog runs in large batches, so it is the largest batch measured up to that size that counts.
+        A backlog runs in large batches, so it is the largest batch measured up to that size that counts. What was
+        measured is the way from the queue to the answers, whatever a batch waits for in it: a thread that is busy with
+        another model, or with the batch that it stands behind.
         """
-        waiting = len(self._queue)
+        waiting = self.waiting
         if not waiting or not self._seconds_of:
             return 0.0
         size = min(self._spec.max_batch_size, math.ceil(waiting / self._instances))
         measured = self._sizes[max(0, bisect_right(self._sizes, size) - 1)]
-        return math.ceil(waiting / (size * self._instances)) * self._seconds_of[measured]
+        return math.ceil(waiting / (size * self._places)) * self._seconds_of[measured]
 
     def submit(self, item: ItemT, deadline_at: float, share: float = 1.0) -> Entry[ItemT, ResultT]:
         """Queue `item`. The caller awaits the entry's future, and calls `forget` if it stops waiting.
@@ -160,30 +172,31 @@ class Batcher(Generic[ItemT, ResultT]):
         return entry
 
     def _refusal(self, share: float) -> Overloaded | None:
-        if self._queue.fill >= share:
-            return self._overloaded("queue_full", f"The model's queue is full ({len(self._queue)} entries).")
+        waiting = self.waiting
+        if waiting >= share * self._spec.max_queue_size:
+            return self._overloaded("queue_full", f"The model's queue is full ({waiting} entries).")
         wait_seconds = self._turn_seconds + self.backlog_seconds
         longest_seconds = _LONGEST_WAIT_SHARE * self._spec.max_queue_wait_ms / 1000.0 * share
-        if len(self._queue) and wait_seconds > longest_seconds:
+        if waiting and wait_seconds > longest_seconds:
             return self._overloaded("queue_wait", f"The wait would be {wait_seconds:.1f} s.")
         return None
 
     @property
     def _turn_seconds(self) -> float:
-        """How long what runs now may still take before the queue moves, at most; 0 while an instance is free.
+        """How long what runs now may still take before the queue moves, at most; 0 while there is a place.
 
         Without it one entry more would be queued than can be served in time, and told so only when its wait is over.
         """
-        if len(self._running) < self._instances:
+        if len(self._running) < self._places:
             return 0.0
-        return min(self._seconds_of.get(len(batch), 0.0) for batch in self._running)
+        soonest = min(self._seconds_of.get(len(batch.entries), 0.0) for batch in self._running)
+        return soonest * self._instances / self._places
 
     def forget(self, entry: Entry[ItemT, ResultT]) -> None:
         """The caller no longer waits: a queued entry leaves the queue, a running one runs on unread."""
         entry.future.cancel()
-        if self._queue.discard(entry):
-            self._observer.queue_changed(len(self._queue))
-            self._settle()
+        self._queue.discard(entry)
+        self._settle()
 
     async def drain(self) -> None:
         """Return when nothing is queued and nothing runs. Then nothing of the event loop's refers to this any more."""
@@ -194,26 +207,37 @@ class Batcher(Generic[ItemT, ResultT]):
 
     def _pump(self) -> None:
         self._pump_is_due = False
+        if len(self._running) > self._instances:
+            self._running[-1].grow(self._joining)
         while batch := self._next_batch():
             task = asyncio.get_running_loop().create_task(self._run(batch), name="execution")
             self._tasks.add(task)
             task.add_done_callback(self._ended)
-        self._observer.queue_changed(len(self._queue))
         self._settle()
 
-    def _next_batch(self) -> list[Entry[ItemT, ResultT]]:
-        """The batch that should leave now, counted as in execution; empty where none should."""
+    def _next_batch(self) -> Batch[ItemT, ResultT] | None:
+        """The batch that should leave now, counted as in execution; None where none should."""
         while True:
             now = self._clock()
-            free = self._instances - len(self._running)
+            free = self._places - len(self._running)
             view = QueueView(len(self._queue), self._queue.oldest_at, free, self._instances)
             decision = self._policy.decide(view, now)
             if not isinstance(decision, Dispatch):
                 self._set_timer(decision.at - now if isinstance(decision, WaitUntil) else None)
-                return []
-            if batch := self._form(decision.size, now):
+                return None
+            if entries := self._form(decision.size, now):
+                batch = Batch(entries, self._clock, is_open=len(self._running) >= self._instances)
                 self._running.append(batch)
                 return batch
+
+    def _joining(self, wanted: Sequence[Entry[ItemT, ResultT]]) -> list[Entry[ItemT, ResultT]]:
+        """Who of the queue joins an open batch of `wanted`: it becomes what would leave if it had not yet."""
+        if not len(self._queue):
+            return []
+        now, oldest_at = self._clock(), (wanted[0].queued_at if wanted else self._queue.oldest_at)
+        view = QueueView(len(wanted) + len(self._queue), oldest_at, 1, self._instances)
+        decision = self._policy.decide(view, now)
+        return self._form(decision.size - len(wanted), now) if isinstance(decision, Dispatch) else []
 
     def _form(self, size: int, now: float) -> list[Entry[ItemT, ResultT]]:
         """The oldest `size` entries that are still worth running; the others are failed here."""
@@ -228,22 +252,22 @@ class Batcher(Generic[ItemT, ResultT]):
             elif now - entry.queued_at > longest_wait:
                 entry.fail(self._overloaded("queue_wait", f"Waited longer than {longest_wait:g} s in the queue."))
             else:
-                entry.dispatched_at = now
                 batch.append(entry)
         return batch
 
-    async def _run(self, batch: list[Entry[ItemT, ResultT]]) -> None:
+    async def _run(self, batch: Batch[ItemT, ResultT]) -> None:
         """Run `batch`, and then the next one as long as the event loop can be spared: inline lanes do not yield it."""
         began_at = self._clock()
-        while batch:
+        following: Batch[ItemT, ResultT] | None = batch
+        while following is not None:
             may_go_on = self._clock() - began_at < _TURN_SECONDS
-            batch = await self._run_one(batch, may_go_on)
+            following = await self._run_one(following, may_go_on)
 
-    async def _run_one(self, batch: list[Entry[ItemT, ResultT]], may_go_on: bool) -> list[Entry[ItemT, ResultT]]:
+    async def _run_one(self, batch: Batch[ItemT, ResultT], may_go_on: bool) -> Batch[ItemT, ResultT] | None:
         """Run a batch and hand out its answers; returns the one to run next."""
         started_at = self._clock()
         replies: Replies[ItemT, ResultT] = ()
-        following: list[Entry[ItemT, ResultT]] = []
+        following: Batch[ItemT, ResultT] | None = None
         fault: FoveaError = EngineFailed("The execution ended without an answer: this is a bug")
         try:
             replies = await self._execute(batch)
@@ -252,17 +276,18 @@ class Batcher(Generic[ItemT, ResultT]):
         except FoveaError as error:
             fault = error
         except Exception:
-            logger.exception("execution_failed", extra={"batch_size": len(batch)})
+            logger.exception("execution_failed", extra={"batch_size": len(batch.entries)})
             fault = EngineFailed("The model failed on this batch.")
-        self._learn(len(batch), self._clock() - started_at)
+        if batch.entries:  # all who stood ready may have left
+            self._learn(len(batch.entries), self._clock() - started_at)
         self._running.remove(batch)
         try:
-            following = self._next_batch() if may_go_on else []
+            following = self._next_batch() if may_go_on else None
             self._pump()
         finally:
             for entry, result in replies:
                 entry.resolve(result)
-            for entry in batch:
+            for entry in batch.entries:
                 entry.fail(fault)  # whoever has no answer by now
         return following
 
@@ -298,14 +323,13 @@ class Batcher(Generic[ItemT, ResultT]):
         now = self._clock()
         self._expiry, self._expiry_at = None, math.inf
         waiting = [entry for entry in self._queue if not entry.is_done]
-        running = [entry for batch in self._running for entry in batch if not entry.is_done]
+        running = [entry for batch in self._running for entry in batch.wanted]
         for entry in waiting + running:
             if now >= entry.deadline_at:
                 entry.fail(DeadlineExceeded("The request's deadline passed before the answer was there."))
                 self._queue.discard(entry)
         if ahead := [entry.deadline_at for entry in waiting + running if not entry.is_done]:
             self._expire_at(min(ahead))
-        self._observer.queue_changed(len(self._queue))
         self._settle()
 
     def _settle(self) -> None:

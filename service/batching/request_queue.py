@@ -78,13 +78,8 @@ class RequestQueue(Generic[ItemT, ResultT]):
         return iter(self._entries)
 
     @property
-    def fill(self) -> float:
-        """The share of the places that are taken."""
-        return len(self._entries) / self._capacity
-
-    @property
     def is_full(self) -> bool:
-        return self.fill >= 1.0
+        return len(self._entries) >= self._capacity
 
     @property
     def oldest_at(self) -> float:

@@ -87,7 +87,7 @@ async def batcher(clock: FakeClock, name: str) -> AsyncIterator[Make]:
 
     def make(instances: int, **knobs: Any) -> tuple[Batcher[str, str], PuppetExecute]:
         spec = BatchingSpec(**knobs)
-        execute = PuppetExecute()
+        execute = PuppetExecute(instances)
         made.append(Batcher(spec, POLICIES[name](spec), execute, BatchLog(), instances=instances, clock=clock))
         return made[-1], execute
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from service.admission import Admission
+from service.batching.batch import Batch
 from service.batching.request_queue import Entry
 from service.batching.spec import BatchingSpec
 from service.engine.base import ProviderInfo, Tensor, TensorSpec
@@ -78,15 +79,23 @@ class Execution:
 
 
 class PuppetExecute:
-    """An `execute` for a Batcher. `batches` are all it was given, oldest first; `running` those not yet ended."""
+    """An `execute` for a Batcher. `batches` are all that it began, oldest first; `running` those not yet ended.
 
-    def __init__(self) -> None:
+    It begins as many at once as it has `threads`; what comes beyond stands ready.
+    """
+
+    def __init__(self, threads: int) -> None:
         self.batches: list[Execution] = []
+        self._threads = asyncio.Semaphore(threads)
 
-    async def __call__(self, entries: Sequence[Entry[Any, Any]]) -> list[tuple[Entry[Any, Any], str]]:
-        execution = Execution(entries)
-        self.batches.append(execution)
-        return await execution.wait()
+    async def __call__(self, batch: Batch[Any, Any]) -> list[tuple[Entry[Any, Any], str]]:
+        async with self._threads:
+            entries = batch.begin()
+            if not entries:
+                return []
+            execution = Execution(entries)
+            self.batches.append(execution)
+            return await execution.wait()
 
     @property
     def running(self) -> list[Execution]:
@@ -102,11 +111,7 @@ class BatchLog:
     """A BatchObserver that remembers."""
 
     def __init__(self) -> None:
-        self.queue_lengths: list[int] = []
         self.executions: list[tuple[int, float]] = []
-
-    def queue_changed(self, entries: int) -> None:
-        self.queue_lengths.append(entries)
 
     def batch_executed(self, size: int, seconds: float) -> None:
         self.executions.append((size, seconds))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from service.lane import ExecutionThreads, FusedLane, InlineLane
-from tests.support.puppets import PATIENCE_SECONDS
+from tests.support.puppets import PATIENCE_SECONDS, until
 
 
 @pytest.fixture
@@ -52,6 +52,15 @@ async def test_a_job_that_started_is_finished_though_nobody_waits(threads: Execu
     assert await asyncio.to_thread(ended.wait, PATIENCE_SECONDS)
 
 
+async def test_of_idle_threads_the_one_that_worked_last_works(threads: ExecutionThreads) -> None:
+    together = threading.Barrier(2)
+    await asyncio.gather(*(threads.run(lambda: together.wait(PATIENCE_SECONDS)) for _ in range(2)))
+    last = await threads.run(threading.get_ident)
+    for _ in range(20):
+        await until(lambda: len(threads._idle) == 2)
+        assert await threads.run(threading.get_ident) == last
+
+
 async def test_lanes_share_the_threads_of_the_process(threads: ExecutionThreads) -> None:
     used = {await FusedLane(threads, 2).run(threading.get_ident) for _ in range(20)}
     assert len(used) <= threads.count == 2
@@ -74,7 +83,7 @@ async def test_what_an_inline_job_raises_comes_back(threads: ExecutionThreads) -
         await InlineLane(threads).run(job, light=True)
 
 
-def _keeps_to(count: int, cpus: set[int]) -> list[set[int]]:
+async def _keeps_to(count: int, cpus: set[int]) -> list[set[int]]:
     threads = ExecutionThreads(count, cpus)
     together = threading.Barrier(count)
 
@@ -83,38 +92,93 @@ def _keeps_to(count: int, cpus: set[int]) -> list[set[int]]:
         return os.sched_getaffinity(0)
 
     try:
-        return [future.result() for future in [threads.pool.submit(job) for _ in range(count)]]
+        return await asyncio.gather(*(threads.run(job) for _ in range(count)))
     finally:
         threads.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no CPU affinity")
-def test_each_thread_keeps_to_a_cpu_where_there_are_as_many() -> None:
+async def test_each_thread_keeps_to_a_cpu_where_there_are_as_many() -> None:
     cpus = os.sched_getaffinity(0)
     if len(cpus) < 2:
         pytest.skip("one CPU only")
-    found = _keeps_to(len(cpus), cpus)
+    found = await _keeps_to(len(cpus), cpus)
     assert sorted(next(iter(one)) for one in found) == sorted(cpus)
     assert all(len(one) == 1 for one in found)
     assert os.sched_getaffinity(0) == cpus
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no CPU affinity")
-def test_threads_roam_where_they_are_fewer_or_more_than_the_cpus() -> None:
+async def test_threads_roam_where_they_are_fewer_or_more_than_the_cpus() -> None:
     cpus = os.sched_getaffinity(0)
-    assert _keeps_to(len(cpus) + 1, cpus) == [cpus] * (len(cpus) + 1)
-    assert _keeps_to(1, cpus) == [cpus]
+    assert await _keeps_to(len(cpus) + 1, cpus) == [cpus] * (len(cpus) + 1)
+    assert await _keeps_to(1, cpus) == [cpus]
 
 
-def test_closing_waits_for_what_runs() -> None:
+async def test_closing_waits_for_what_runs_and_for_what_waits() -> None:
     threads = ExecutionThreads(1)
-    started, ended = threading.Event(), threading.Event()
+    started, may_end = threading.Event(), threading.Event()
+
+    def job() -> str:
+        started.set()
+        may_end.wait(PATIENCE_SECONDS)
+        return "ended"
+
+    running, waiting = asyncio.create_task(threads.run(job)), asyncio.create_task(threads.run(job))
+    await asyncio.to_thread(started.wait, PATIENCE_SECONDS)
+    closing = asyncio.create_task(asyncio.to_thread(threads.close))
+    may_end.set()
+    await closing
+    assert await running == await waiting == "ended"
+
+
+async def test_a_job_that_nobody_waits_for_any_more_does_not_begin() -> None:
+    threads = ExecutionThreads(1)
+    started, may_end, begun = threading.Event(), threading.Event(), threading.Event()
 
     def job() -> None:
-        started.wait(PATIENCE_SECONDS)
-        ended.set()
+        started.set()
+        may_end.wait(PATIENCE_SECONDS)
 
-    threads.pool.submit(job)
-    started.set()
-    threads.close()
-    assert ended.is_set()
+    running, waiting = asyncio.create_task(threads.run(job)), asyncio.create_task(threads.run(begun.set))
+    await asyncio.to_thread(started.wait, PATIENCE_SECONDS)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    may_end.set()
+    await running
+    await asyncio.to_thread(threads.close)
+    assert not begun.is_set()
+
+
+async def test_a_job_that_waits_behind_a_lost_thread_is_taken_by_a_new_one() -> None:
+    threads = ExecutionThreads(1)
+    started, may_end = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        started.set()
+        may_end.wait(PATIENCE_SECONDS)
+
+    hanging = asyncio.create_task(threads.run(hang))
+    await asyncio.to_thread(started.wait, PATIENCE_SECONDS)
+    waiting = asyncio.create_task(threads.run(lambda: "served"))
+    await asyncio.sleep(0)
+    threads.replace_lost(1)
+    assert await waiting == "served"
+    assert not may_end.is_set()
+    may_end.set()
+    await hanging
+    await asyncio.to_thread(threads.close)
+
+
+async def test_the_next_job_begins_though_the_event_loop_is_busy(threads: ExecutionThreads) -> None:
+    begun = [threading.Event() for _ in range(3)]
+    jobs = [asyncio.create_task(threads.run(event.set)) for event in begun]
+    await asyncio.sleep(0)
+    assert all(event.wait(PATIENCE_SECONDS) for event in begun)  # held here, the loop does nothing
+    await asyncio.gather(*jobs)
+
+
+def test_one_job_more_is_taken_where_the_threads_are_the_bound(threads: ExecutionThreads) -> None:
+    assert FusedLane(threads, 2).ahead == 1
+    assert FusedLane(threads, 1).ahead == 0
+    assert InlineLane(threads).ahead == 0

@@ -125,7 +125,7 @@ def test_the_answers_of_a_version_are_counted_by_stage_label_and_score(metrics: 
     bound.image_answered((), timings)
     bound.postprocessed(0.4)
     bound.batch_executed(2, 0.3)
-    bound.queue_changed(7)
+    metrics.watch_queue("cats", lambda: 7)
     assert value(metrics, "fovea_images_total", model="cats", version="3") == 2
     assert value(metrics, "fovea_predictions_total", model="cats", version="3", label="manx") == 1
     assert value(metrics, "fovea_predictions_total", model="cats", version="3", label=OTHER) == 0
@@ -141,14 +141,13 @@ def test_the_answers_of_a_version_are_counted_by_stage_label_and_score(metrics: 
 
 
 def test_the_queues_of_two_versions_add_up(metrics: Metrics) -> None:
-    old = metrics.model_loaded("cats", 1, ("a", "b"), "cpu")
-    new = metrics.model_loaded("cats", 2, ("a", "b"), "cpu")
-    old.queue_changed(5)
-    new.queue_changed(2)
+    old, new = [None] * 5, [None] * 2
+    metrics.watch_queue("cats", old.__len__)
+    metrics.watch_queue("cats", new.__len__)
     assert value(metrics, "fovea_queue_entries", model="cats") == 7
-    new.queue_changed(0)
+    new.clear()
     assert value(metrics, "fovea_queue_entries", model="cats") == 5
-    old.queue_changed(0)
+    metrics.unwatch_queue("cats", old.__len__)
     assert value(metrics, "fovea_queue_entries", model="cats") == 0
 
 

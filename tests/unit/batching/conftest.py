@@ -17,12 +17,12 @@ from tests.support.puppets import BatchLog, PuppetExecute, turns
 class Bench:
     """One batcher and everything around it."""
 
-    def __init__(self, clock: FakeClock, spec: BatchingSpec, instances: int) -> None:
+    def __init__(self, clock: FakeClock, spec: BatchingSpec, instances: int, ahead: int) -> None:
         self.clock = clock
-        self.execute = PuppetExecute()
+        self.execute = PuppetExecute(instances)
         self.log = BatchLog()
         self.batcher: Batcher[str, str] = Batcher(
-            spec, FairShare(spec), self.execute, self.log, instances=instances, clock=clock
+            spec, FairShare(spec), self.execute, self.log, instances=instances, ahead=ahead, clock=clock
         )
 
     def submit(self, *items: str, timeout: float = 60.0, share: float = 1.0) -> list[Entry[str, str]]:
@@ -57,8 +57,8 @@ async def bench(clock: FakeClock) -> AsyncIterator[Callable[..., Bench]]:
     """Makes a Bench: `bench(max_batch_size=4, instances=2)`. What still runs is ended after the test."""
     made: list[Bench] = []
 
-    def make(*, instances: int = 1, **knobs: Any) -> Bench:
-        made.append(Bench(clock, BatchingSpec(**knobs), instances))
+    def make(*, instances: int = 1, ahead: int = 0, **knobs: Any) -> Bench:
+        made.append(Bench(clock, BatchingSpec(**knobs), instances, ahead))
         return made[-1]
 
     yield make

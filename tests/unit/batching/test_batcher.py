@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
+from service.batching.batch import Batch
 from service.batching.batcher import Batcher
 from service.batching.policy import FairShare
 from service.batching.request_queue import Entry
@@ -260,7 +261,7 @@ async def test_a_cancelled_entry_gives_its_place_back_at_once(bench: MakeBench) 
     first, _ = b.submit("a", "b")
     b.batcher.forget(first)
     assert b.batcher.waiting == 1
-    assert b.log.queue_lengths[-1] == 1
+    assert b.batcher.waiting == 1
     b.submit("c")
     assert b.batcher.waiting == 2
 
@@ -282,10 +283,10 @@ async def test_an_execution_that_never_yields_is_followed_by_others_for_ten_mill
     ran: list[tuple[int, str]] = []  # (turn of the loop, item)
     turn = 0
 
-    async def execute(batch: Sequence[Entry[str, str]]) -> list[tuple[Entry[str, str], str]]:
+    async def execute(batch: Batch[str, str]) -> list[tuple[Entry[str, str], str]]:
         clock.now += seconds
-        ran.extend((turn, entry.item) for entry in batch)
-        return [(entry, entry.item) for entry in batch]
+        ran.extend((turn, entry.item) for entry in batch.begin())
+        return [(entry, entry.item) for entry in batch.entries]
 
     spec = BatchingSpec(max_batch_size=1)
     batcher: Batcher[str, str] = Batcher(spec, FairShare(spec), execute, BatchLog(), instances=1, clock=clock)
@@ -609,6 +610,110 @@ async def test_a_free_instance_leaves_the_others_their_share(bench: MakeBench) -
     assert b.batches[3:] == [list("de")]
 
 
+# One ahead
+
+
+async def test_one_batch_more_stands_ready_and_grows_until_it_is_begun(bench: MakeBench) -> None:
+    b = bench(ahead=1, max_batch_size=4)
+    await occupied(b)
+    for number, item in enumerate("abcdef", start=1):
+        b.submit(item)
+        await turns()
+        assert b.batcher.waiting == number
+    assert len(b.batches) == 1
+    b.execute.running[0].finish()
+    await turns()
+    assert b.batches[1:] == [list("abcd")]
+    assert b.batcher.waiting == 2
+
+
+async def test_what_stands_ready_is_the_share_of_one_instance(bench: MakeBench) -> None:
+    b = bench(instances=2, ahead=1, max_batch_size=8)
+    b.submit("x", "y")
+    await turns()
+    b.submit(*"abcdef")
+    await turns()
+    b.execute.running[0].finish()
+    await turns()
+    assert b.batches[2:] == [list("abc")]
+
+
+async def test_whoever_leaves_a_batch_that_stands_ready_makes_room_and_is_not_run(bench: MakeBench) -> None:
+    b = bench(ahead=1, max_batch_size=2)
+    await occupied(b)
+    first, *_ = b.submit(*"abc")
+    await turns()
+    b.batcher.forget(first)
+    assert b.batcher.waiting == 2
+    b.submit("d")
+    await turns()
+    b.execute.running[0].finish()
+    await turns()
+    assert b.batches[1:] == [list("bc")]
+
+
+async def test_a_batch_that_everyone_left_is_no_execution(bench: MakeBench) -> None:
+    b = bench(ahead=1)
+    await occupied(b)
+    (entry,) = b.submit("a")
+    await turns()
+    b.batcher.forget(entry)
+    b.execute.running[0].finish()
+    await turns()
+    assert len(b.batches) == len(b.log.executions) == 1
+    b.submit("b")
+    await turns()
+    assert b.batches[1:] == [["b"]]
+
+
+async def test_a_deadline_passes_in_a_batch_that_stands_ready(bench: MakeBench, clock: FakeClock) -> None:
+    b = bench(ahead=1)
+    await occupied(b)
+    (entry,) = b.submit("a", timeout=0.5)
+    await turns()
+    clock.advance(0.5)
+    await turns()
+    with pytest.raises(DeadlineExceeded):
+        await entry.future
+    assert b.batcher.waiting == 0
+    b.execute.running[0].finish()
+    await turns()
+    assert len(b.batches) == 1
+
+
+async def test_what_stands_ready_counts_against_the_queue(bench: MakeBench) -> None:
+    b = bench(ahead=1, max_queue_size=2)
+    await occupied(b)
+    b.submit(*"ab")
+    await turns()
+    with pytest.raises(Overloaded) as caught:
+        b.submit("c")
+    assert caught.value.reason == "queue_full"
+
+
+async def test_the_wait_is_by_the_way_through_all_places(bench: MakeBench, clock: FakeClock) -> None:
+    """A batch that stood ready while another ran took twice as long; but then two were on their way at once."""
+    b = bench(ahead=1, max_batch_size=1, max_queue_wait_ms=60_000)
+    b.submit(*"abcdefghij")
+    for _ in range(6):
+        await turns()
+        clock.advance(0.1)
+        b.execute.running[0].finish()
+    await turns()
+    assert b.batcher.waiting == 3
+    assert b.batcher.backlog_seconds == pytest.approx(0.3, abs=0.15)
+
+
+async def test_nobody_joins_a_batch_that_has_begun(clock: FakeClock) -> None:
+    batch: Batch[str, str] = Batch([], clock, is_open=True)
+    assert batch.begin() == []
+
+    def joining(wanted: object) -> list[Entry[str, str]]:
+        pytest.fail("asked who joins")
+
+    batch.grow(joining)
+
+
 # Delay
 
 
@@ -737,12 +842,12 @@ async def test_the_observer_hears_every_execution_with_its_size_and_seconds(benc
     assert b.log.executions == [(1, 0.5), (2, 0.25)]
 
 
-async def test_the_observer_hears_the_length_of_the_queue(bench: MakeBench) -> None:
+async def test_what_waits_is_counted_until_it_leaves_as_a_batch(bench: MakeBench) -> None:
     b = bench()
     await occupied(b)
     b.submit("a", "b")
     await turns()
-    assert b.log.queue_lengths[-1] == 2
+    assert b.batcher.waiting == 2
     b.execute.running[0].finish()
     await turns()
-    assert b.log.queue_lengths[-1] == 0
+    assert b.batcher.waiting == 0
