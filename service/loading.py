@@ -232,25 +232,42 @@ def time_batches(
     """Seconds of an execution by batch size; nothing for a model that takes no images.
 
     Ends where larger batches no longer pay, as they take memory, or when the time is up. On a CPU seconds of this
-    thread, so that a version loaded under load is judged as one loaded before it.
+    thread, so that a version loaded under load is judged as one loaded before it. Each size is timed in turns with the
+    one before it and takes its ratio from there: a machine does not keep its speed for so long.
     """
     clock = clock or (time.thread_time if parts.engine.provider.name == "cpu" else time.perf_counter)
     seconds_of: dict[int, float] = {}
     if parts.spec.input is None:
         return seconds_of
-    started_at = clock()
-    for size in sizes:
-        batch = noise(parts.spec.input, size)
-        for _ in range(_TIMED_RUNS):
-            run_at = clock()
-            if run_at - started_at > _MOST_TIMING_SECONDS:
-                return seconds_of
-            with _refusing_what_fails(size):
-                _run(parts, batch)
-            seconds_of[size] = min(seconds_of.get(size, math.inf), clock() - run_at)
-        if paying_batch_size(seconds_of, INLINE_SECONDS) != size:
+    ends_at = clock() + _MOST_TIMING_SECONDS
+    for before, size in zip([None, *sizes], sizes, strict=False):
+        measured = _timed_in_turns(parts, [size] if before is None else [size, before], clock, ends_at)
+        if size not in measured:
+            break
+        same_moment = measured.get(before) if before is not None else None
+        scale = seconds_of[before] / same_moment if before is not None and same_moment else 1.0
+        seconds_of[size] = measured[size] * scale
+        if paying_batch_size(seconds_of, INLINE_SECONDS) != size or clock() > ends_at:
             break
     return seconds_of
+
+
+def _timed_in_turns(
+    parts: LoadedParts, sizes: Sequence[int], clock: Callable[[], float], ends_at: float
+) -> dict[int, float]:
+    """The quickest of a few runs of each size; of none that would begin after `ends_at`."""
+    assert parts.spec.input is not None
+    batches = {size: noise(parts.spec.input, size) for size in sizes}
+    quickest: dict[int, float] = {}
+    for _ in range(_TIMED_RUNS):
+        for size, batch in batches.items():
+            run_at = clock()
+            if run_at > ends_at:
+                return quickest
+            with _refusing_what_fails(size):
+                _run(parts, batch)
+            quickest[size] = min(quickest.get(size, math.inf), clock() - run_at)
+    return quickest
 
 
 def noise(spec: InputSpec, size: int) -> npt.NDArray[Any]:

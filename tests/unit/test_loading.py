@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from service.batching.paying import paying_batch_size
 from service.batching.spec import BatchingSpec
 from service.engine.base import Tensor, TensorSpec
 from service.imaging.spec import InputSpec
@@ -20,6 +21,7 @@ class Timed:
     def __init__(self, milliseconds: dict[int, float]) -> None:
         self.now = 0.0
         self.milliseconds = milliseconds
+        self.slower_from = math.inf
         image = TensorSpec("image", "float32", (-1, 3, 8, 8))
         self.engine = PuppetEngine([image], [TensorSpec("scores", "float32", (-1, 3))], self._run)
         task = TaskSpec(("red", "green", "blue"), "none")
@@ -27,7 +29,7 @@ class Timed:
         self.parts = LoadedParts(spec, self.engine, TASKS["multiclass"](task), None, "0" * 64, 1, math.inf)
 
     def _run(self, rows: Tensor) -> Tensor:
-        self.now += self.milliseconds[len(rows)] / 1000.0
+        self.now += self.milliseconds[len(rows)] / 1000.0 * (1.5 if self.now >= self.slower_from else 1.0)
         return np.zeros((len(rows), 3), np.float32)
 
     def time(self, *sizes: int) -> dict[int, float]:
@@ -47,6 +49,15 @@ def test_larger_batches_are_tried_while_they_pay(milliseconds: dict[int, float],
     timed = Timed(milliseconds)
     assert timed.time(2, 4, 8) == {size: milliseconds[size] for size in tried}
     assert sorted(set(timed.engine.sizes)) == tried
+
+
+@pytest.mark.parametrize("slower_from", [0.0, 0.0006, 0.0012, 0.003, 0.005])
+def test_a_machine_that_becomes_slower_meanwhile_does_not_decide(slower_from: float) -> None:
+    timed = Timed({2: 0.2, 4: 0.38, 8: 0.72, 16: 1.7})
+    timed.slower_from = slower_from
+    seconds = timed.time(2, 4, 8, 16)
+    assert sorted(seconds) == [2, 4, 8, 16]
+    assert paying_batch_size(seconds, 0.0) == 8
 
 
 def test_a_size_that_is_the_only_one_is_timed_however_long_it_takes() -> None:
