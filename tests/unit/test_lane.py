@@ -178,6 +178,28 @@ async def test_the_next_job_begins_though_the_event_loop_is_busy(threads: Execut
     await asyncio.gather(*jobs)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no CPU affinity")
+async def test_a_thread_roams_while_the_event_loop_runs_models_itself() -> None:
+    cpus = os.sched_getaffinity(0)
+    if len(cpus) < 2:
+        pytest.skip("one CPU only")
+    threads = ExecutionThreads(len(cpus), cpus)
+    together = threading.Barrier(len(cpus))
+
+    def job() -> int:
+        together.wait(PATIENCE_SECONDS)  # one job for each thread
+        return len(os.sched_getaffinity(0))
+
+    async def cpus_of_each() -> set[int]:
+        return set(await asyncio.gather(*(threads.run(job) for _ in cpus)))
+
+    assert await cpus_of_each() == {1}
+    await InlineLane(threads).run(lambda: None, light=True)
+    assert await cpus_of_each() == {len(cpus)}
+    assert await cpus_of_each() == {1}
+    await asyncio.to_thread(threads.close)
+
+
 def test_one_job_more_is_taken_where_the_threads_are_the_bound(threads: ExecutionThreads) -> None:
     assert FusedLane(threads, 2).ahead == 1
     assert FusedLane(threads, 1).ahead == 0
