@@ -102,7 +102,8 @@ class ExecutionThreads:
             if own_cpu is not None:
                 wants_own, inline_jobs = inline_jobs == self.inline_jobs, self.inline_jobs
                 if wants_own is not is_pinned:
-                    os.sched_setaffinity(0, {own_cpu} if wants_own else self._cpus)
+                    with suppress(OSError):  # the container's CPUs are others by now
+                        os.sched_setaffinity(0, {own_cpu} if wants_own else self._cpus)
                     is_pinned = wants_own
             _run(*job)
             del job  # or it would be kept until the next one

@@ -200,6 +200,18 @@ async def test_a_thread_roams_while_the_event_loop_runs_models_itself() -> None:
     await asyncio.to_thread(threads.close)
 
 
+async def test_a_cpu_that_was_taken_away_costs_a_thread_its_place_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(who: int, cpus: object) -> None:
+        raise OSError("EINVAL: not in the cpuset any more")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse, raising=False)
+    threads = ExecutionThreads(2, {0, 1})
+    assert [await threads.run(lambda: "ran") for _ in range(5)] == ["ran"] * 5
+    await asyncio.to_thread(threads.close)
+
+
 def test_one_job_more_is_taken_where_the_threads_are_the_bound(threads: ExecutionThreads) -> None:
     assert FusedLane(threads, 2).ahead == 1
     assert FusedLane(threads, 1).ahead == 0
