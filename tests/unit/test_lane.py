@@ -55,6 +55,7 @@ async def test_a_job_that_started_is_finished_though_nobody_waits(threads: Execu
 async def test_of_idle_threads_the_one_that_worked_last_works(threads: ExecutionThreads) -> None:
     together = threading.Barrier(2)
     await asyncio.gather(*(threads.run(lambda: together.wait(PATIENCE_SECONDS)) for _ in range(2)))
+    await until(lambda: len(threads._idle) == 2)
     last = await threads.run(threading.get_ident)
     for _ in range(20):
         await until(lambda: len(threads._idle) == 2)
