@@ -206,7 +206,10 @@ class Replica:
         self._answer(request)
 
     def _wait_ms(self) -> float:
-        """What is queued, and what runs before it; as the batcher has it, 0 where the queue is empty."""
+        """What is queued, and what runs before it; as the batcher has it without a batch that stands ready.
+
+        0 where the queue is empty.
+        """
         waiting = len(self._queue)
         if not waiting or not self._seconds_of:
             return 0.0

@@ -61,9 +61,14 @@ class ExecutionThreads:
         self._start()
 
     async def run(self, job: Callable[[], ResultT]) -> ResultT:
-        """Run `job` on the first thread that is free. Raises what it raises. A job cancelled before never begins."""
+        """Run `job` on the first thread that is free; one cancelled before never begins.
+
+        Raises what it raises, and RuntimeError once the threads are closed.
+        """
         future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
         with self._lock:
+            if self._is_closed:
+                raise RuntimeError("The execution threads are closed.")
             if self._idle:
                 self._idle.pop().put((job, future))
             else:
@@ -96,15 +101,12 @@ class ExecutionThreads:
     def _serve(self, unclaimed: deque[int]) -> None:
         """One thread's life: job after job, until it is replaced or there are no more."""
         me, hand = threading.current_thread(), SimpleQueue[_Job | None]()
-        own_cpu = unclaimed.popleft() if unclaimed else None
-        inline_jobs, is_pinned = self.inline_jobs, False
+        place = _Place(unclaimed.popleft(), self._cpus) if unclaimed else None
+        inline_jobs = self.inline_jobs
         while me in self._threads and (job := self._next(hand)) is not None:
-            if own_cpu is not None:
-                wants_own, inline_jobs = inline_jobs == self.inline_jobs, self.inline_jobs
-                if wants_own is not is_pinned:
-                    with suppress(OSError):  # the container's CPUs are others by now
-                        os.sched_setaffinity(0, {own_cpu} if wants_own else self._cpus)
-                    is_pinned = wants_own
+            if place is not None:
+                place.keep(inline_jobs == self.inline_jobs)
+                inline_jobs = self.inline_jobs
             _run(*job)
             del job  # or it would be kept until the next one
 
@@ -117,6 +119,23 @@ class ExecutionThreads:
                 return None
             self._idle.append(hand)
         return hand.get()
+
+
+class _Place:
+    """Where one thread may run: on a CPU of its own, or on any. Used by that thread."""
+
+    def __init__(self, own: int, every: Collection[int]) -> None:
+        self._own = own
+        self._every = every
+        self._is_kept = False
+
+    def keep(self, is_kept: bool) -> None:
+        """Keep to the own CPU from here on, or roam."""
+        if is_kept is self._is_kept:
+            return
+        self._is_kept = is_kept
+        with suppress(OSError):  # the container's CPUs are others by now
+            os.sched_setaffinity(0, {self._own} if is_kept else self._every)
 
 
 def _run(job: Callable[[], Any], future: "asyncio.Future[Any]") -> None:

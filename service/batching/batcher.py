@@ -20,7 +20,7 @@ in the same turn share a batch, and none waits for another turn.
 by the measured rate, what runs now included (`queue_wait`): a length alone is too short for bursts of a fast model and
 too long for a slow one.
 
-*Work-conserving.* While a place is free, nothing waits (unless the manifest asks for a delay). So the batcher adds
+*Work-conserving.* While an instance is free, nothing waits (unless the manifest asks for a delay). So the batcher adds
 no latency to an idle server, and under load batches grow by themselves.
 
 *Formed late.* Entries are taken out of the queue at the last moment. Those whose caller has gone, whose deadline has

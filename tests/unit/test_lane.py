@@ -116,57 +116,63 @@ async def test_threads_roam_where_they_are_fewer_or_more_than_the_cpus() -> None
     assert await _keeps_to(1, cpus) == [cpus]
 
 
-async def test_closing_waits_for_what_runs_and_for_what_waits() -> None:
-    threads = ExecutionThreads(1)
-    started, may_end = threading.Event(), threading.Event()
+class Held:
+    """A job that begins and then waits for the test."""
 
-    def job() -> str:
-        started.set()
-        may_end.wait(PATIENCE_SECONDS)
+    def __init__(self) -> None:
+        self._has_begun, self._may_end = threading.Event(), threading.Event()
+        self.end = self._may_end.set
+
+    def __call__(self) -> str:
+        self._has_begun.set()
+        self._may_end.wait(PATIENCE_SECONDS)
         return "ended"
 
+    @property
+    def has_begun(self) -> bool:
+        return self._has_begun.is_set()
+
+    async def begun(self) -> None:
+        assert await asyncio.to_thread(self._has_begun.wait, PATIENCE_SECONDS)
+
+
+async def test_closing_waits_for_what_runs_and_for_what_waits() -> None:
+    threads, job = ExecutionThreads(1), Held()
     running, waiting = asyncio.create_task(threads.run(job)), asyncio.create_task(threads.run(job))
-    await asyncio.to_thread(started.wait, PATIENCE_SECONDS)
+    await job.begun()
     closing = asyncio.create_task(asyncio.to_thread(threads.close))
-    may_end.set()
+    job.end()
     await closing
     assert await running == await waiting == "ended"
 
 
-async def test_a_job_that_nobody_waits_for_any_more_does_not_begin() -> None:
+async def test_nothing_runs_after_closing() -> None:
     threads = ExecutionThreads(1)
-    started, may_end, begun = threading.Event(), threading.Event(), threading.Event()
+    await asyncio.to_thread(threads.close)
+    with pytest.raises(RuntimeError, match="closed"):
+        await threads.run(lambda: None)
 
-    def job() -> None:
-        started.set()
-        may_end.wait(PATIENCE_SECONDS)
 
-    running, waiting = asyncio.create_task(threads.run(job)), asyncio.create_task(threads.run(begun.set))
-    await asyncio.to_thread(started.wait, PATIENCE_SECONDS)
+async def test_a_job_that_nobody_waits_for_any_more_does_not_begin() -> None:
+    threads, job, next_job = ExecutionThreads(1), Held(), Held()
+    running, waiting = asyncio.create_task(threads.run(job)), asyncio.create_task(threads.run(next_job))
+    await job.begun()
     waiting.cancel()
     await asyncio.wait({waiting})
-    may_end.set()
+    job.end()
     await running
     await asyncio.to_thread(threads.close)
-    assert not begun.is_set()
+    assert not next_job.has_begun
 
 
 async def test_a_job_that_waits_behind_a_lost_thread_is_taken_by_a_new_one() -> None:
-    threads = ExecutionThreads(1)
-    started, may_end = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        started.set()
-        may_end.wait(PATIENCE_SECONDS)
-
-    hanging = asyncio.create_task(threads.run(hang))
-    await asyncio.to_thread(started.wait, PATIENCE_SECONDS)
-    waiting = asyncio.create_task(threads.run(lambda: "served"))
-    await asyncio.sleep(0)
+    threads, job = ExecutionThreads(1), Held()
+    hanging, waiting = asyncio.create_task(threads.run(job)), asyncio.create_task(threads.run(lambda: "served"))
+    await job.begun()
     threads.replace_lost(1)
     assert await waiting == "served"
-    assert not may_end.is_set()
-    may_end.set()
+    assert not hanging.done()
+    job.end()
     await hanging
     await asyncio.to_thread(threads.close)
 
