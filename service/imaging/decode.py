@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from itertools import groupby
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, _imaging
 
 from service.errors import InvalidImage
 from service.imaging.formats import FORMATS
@@ -133,9 +134,9 @@ def _pillow(data: bytes, header: ImageHeader, gray: bool, halvings: int, backgro
         compressed = png_pixel_data(data)
         if compressed is None:
             raise InvalidImage("The PNG has a wrong checksum: it is damaged.")
-        plain = _plain_png(data, header, compressed) if header.is_plain else None
+        plain = _plain_png(data, header, compressed, gray) if header.is_plain else None
         if plain is not None:
-            return _array(_flattened(plain, gray, background))
+            return plain
     try:
         with Image.open(BytesIO(data), formats=[FORMATS[header.format].pillow_name]) as image:
             if image.size != (header.width, header.height):
@@ -143,26 +144,36 @@ def _pillow(data: bytes, header: ImageHeader, gray: bool, halvings: int, backgro
             if halvings:
                 image.draft(None, (header.width >> halvings, header.height >> halvings))
             image.load()
-            return _array(_flattened(image, gray, background))
+            return _array(_flattened(image, gray, background).im, gray, image.size)
     except (InvalidImage, MemoryError):
         raise
     except Exception:
         raise InvalidImage(f"The {header.format.upper()} data does not decode: it is truncated or damaged.") from None
 
 
-def _array(image: Image.Image) -> Pixels:
-    """Of mode "L" or "RGB", which `tobytes` gives without the detour of numpy's array interface."""
-    shape = (image.height, image.width) if image.mode == "L" else (image.height, image.width, 3)
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(shape)
+def _array(picture: Any, gray: bool, size: tuple[int, int]) -> Pixels:
+    """Pillow's pixels, of mode "L" or "RGB", in one piece: `tobytes` would gather them from pieces of 64 KiB."""
+    (width, height), mode = size, "L" if gray else "RGB"
+    encoder = _imaging.raw_encoder(mode, mode)
+    encoder.setimage(picture, (0, 0, width, height))
+    _, _, pixels = encoder.encode(width * height * len(mode))
+    return np.frombuffer(pixels, np.uint8).reshape((height, width) if gray else (height, width, 3))
 
 
-def _plain_png(data: bytes, header: ImageHeader, compressed: bytes) -> Image.Image | None:
-    """By Pillow's own PNG decoder, without its file layer, which costs twice as much as a thumbnail's pixels."""
-    mode = "RGB" if data[_PNG_COLOR_TYPE] else "L"
-    try:
-        return Image.frombytes(mode, (header.width, header.height), compressed, "zip", mode)
-    except ValueError:  # damaged, or damaged where Pillow's file layer does not mind: it decides
+def _plain_png(data: bytes, header: ImageHeader, compressed: bytes, gray: bool) -> Pixels | None:
+    """By Pillow's own PNG decoder, without its file and image layers, which cost more than a thumbnail's pixels.
+
+    None where it stops: the data are damaged, or damaged where Pillow's file layer does not mind. It decides.
+    """
+    stored, wanted = "RGB" if data[_PNG_COLOR_TYPE] else "L", "L" if gray else "RGB"
+    size = (header.width, header.height)
+    picture = _imaging.new(stored, size)
+    decoder = _imaging.zip_decoder(stored, stored)
+    decoder.setimage(picture, (0, 0, *size))
+    missing, fault = decoder.decode(compressed)
+    if missing >= 0 or fault:
         return None
+    return _array(picture if stored == wanted else picture.convert(wanted, Image.Dither.NONE), gray, size)
 
 
 def _flattened(image: Image.Image, gray: bool, background: tuple[int, int, int]) -> Image.Image:

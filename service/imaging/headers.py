@@ -19,6 +19,8 @@ _MAX_SEGMENTS = 4096  # a 20 MiB file of 8 KiB chunks has 2,560; more is an atta
 _MAX_SCANS = 500  # a progressive JPEG has about 10; each more costs a pass over all coefficients
 _MAX_IFD_ENTRIES = 512
 _ORIENTATION_TAG = 0x0112
+_PNG_CHUNK = struct.Struct(">I4s").unpack_from  # its length and its name
+_PNG_CHECKSUM = struct.Struct(">I").unpack_from
 _WEBP_ANIMATION = 0x02  # a flag of the extended header
 
 
@@ -114,8 +116,7 @@ def read_png(data: bytes) -> ImageHeader:
     for _ in range(_MAX_SEGMENTS):
         if position + 12 > len(data):
             raise InvalidImage("The PNG ends before its last chunk: it is truncated.")
-        length = int.from_bytes(data[position : position + 4])
-        name = data[position + 4 : position + 8]
+        length, name = _PNG_CHUNK(data, position)
         if name == b"IEND":
             break
         if name == b"IDAT":
@@ -140,10 +141,10 @@ def png_pixel_data(data: bytes) -> bytes | None:
     parts: list[memoryview] = []
     position = 8
     while position + 12 <= len(data):
-        end = position + 8 + int.from_bytes(view[position : position + 4])
-        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4]):
+        length, name = _PNG_CHUNK(data, position)
+        end = position + 8 + length
+        if end + 4 > len(data) or zlib.crc32(view[position + 4 : end]) != _PNG_CHECKSUM(data, end)[0]:
             return None
-        name = data[position + 4 : position + 8]
         if name == b"IDAT":
             parts.append(view[position + 8 : end])
         elif name == b"IEND":
