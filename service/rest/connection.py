@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -21,7 +22,7 @@ import httptools
 from starlette.requests import Request
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import Server
 
 from service.errors import BodyTimeout, ClientDisconnected, FoveaError, MalformedRequest
@@ -34,10 +35,24 @@ logger = logging.getLogger(__name__)
 _FIRST_REQUEST_SECONDS = 1.0  # a client that has just connected sends its request within this, or has none
 _HOST = re.compile(rb"[A-Za-z0-9._~:\[\]%-]*")  # names, addresses, a port
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a reset instead of megabytes for a reader who does not read
+_KEPT = 256  # request targets and hosts: a service's callers send the same few
 _HEAD_END = b"\r\n\r\n"
 _UPGRADE_FIELDS = frozenset({b"connection", b"upgrade", b"http2-settings"})
 _MANY_PIECES, _SMALL_PIECE = 1024, 16  # this many pieces of a body shorter than that on average are an attack
 _FRAME_BYTES = 64 * 1024  # of chunk sizes, extensions and trailers, beside as many as there are of the body
+
+
+@lru_cache(_KEPT)
+def _target(url: bytes) -> tuple[str, bytes, bytes]:
+    """Of a request target the path, decoded and as it came, and the query. Raises HttpParserInvalidURLError."""
+    parsed = httptools.parse_url(url)
+    path = parsed.path.decode("ascii")
+    return unquote(path) if "%" in path else path, parsed.path, parsed.query or b""
+
+
+@lru_cache(_KEPT)
+def _is_host(value: bytes) -> bool:
+    return _HOST.fullmatch(value) is not None
 
 
 class Departure:
@@ -84,6 +99,8 @@ class Connection(HttpToolsProtocol):
 
     Every scope has a `Departure` under "fovea.departure": a call instead of a task that waits beside every request.
     """
+
+    cycle: Exchange
 
     def __init__(self, *, guard: ConnectionGuard, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
@@ -157,42 +174,33 @@ class Connection(HttpToolsProtocol):
             raise Refused("malformed_http")
         if self.parser.should_upgrade():
             raise _AsksForUpgrade
-        self._complete_scope()
+        scope, version = self.scope, self.parser.get_http_version()
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"], scope["raw_path"], scope["query_string"] = _target(self.url)
         self.headers = []  # trailers come here, where nobody looks: the scope has the list of the head
         self._stage = Stage.BODY
         waits = self.is_answering
-        self.cycle = self._exchange()
+        self.cycle = Exchange(
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.server_state.default_headers,
+            self.tasks,
+            self.on_response_complete,
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+        )
         if waits:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
         else:
             self._start_asgi_task(self.cycle, self.app)
 
-    def _complete_scope(self) -> None:
-        scope, version = self.scope, self.parser.get_http_version()
-        url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
-        scope["method"] = self.parser.get_method().decode("ascii")
-        if version != "1.1":
-            scope["http_version"] = version
-        scope["path"] = unquote(path) if "%" in path else path
-        scope["raw_path"] = url.path
-        scope["query_string"] = url.query or b""
-
-    def _exchange(self) -> Exchange:
-        return Exchange(
-            scope=self.scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=self.scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """As uvicorn's, without a callback for its end: the exchange sees to it."""
+        self.tasks.add(self.loop.create_task(cycle.run_asgi(app)))
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -204,10 +212,9 @@ class Connection(HttpToolsProtocol):
             if self._body_bytes > self._guard.body_bytes and self._is_endless():
                 raise Refused("malformed_http")
             return
-        cycle.body += body
+        cycle.add(body)
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
-        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self._stage = Stage.NOTHING
@@ -353,7 +360,7 @@ class Connection(HttpToolsProtocol):
     def _has_one_host(self) -> bool:
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) == 1:
-            return _HOST.fullmatch(hosts[0]) is not None
+            return _is_host(hosts[0])
         return not hosts and self.parser.get_http_version() == "1.0"
 
     # Shutdown

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,6 +29,9 @@ class _Transport(asyncio.Transport):
     def close(self) -> None:
         self.is_closed = True
 
+    def is_closing(self) -> bool:
+        return self.is_closed
+
 
 def start(*headers: tuple[bytes, bytes], status: int = 200) -> dict[str, Any]:
     return {"type": "http.response.start", "status": status, "headers": list(headers)}
@@ -41,6 +45,44 @@ def length(body: bytes) -> tuple[bytes, bytes]:
     return (b"content-length", b"%d" % len(body))
 
 
+def made(
+    kind: type[RequestResponseCycle],
+    transport: _Transport,
+    method: str,
+    on_response: Callable[[], None] = lambda: None,
+    *,
+    keep_alive: bool = True,
+    expect_100_continue: bool = False,
+) -> RequestResponseCycle:
+    scope: Any = {"method": method}
+    logger, flow = logging.getLogger("test"), FlowControl(transport)
+    if issubclass(kind, Exchange):
+        return kind(
+            scope,
+            transport,
+            flow,
+            logger,
+            [_DATE],
+            set(),
+            on_response,
+            expect_100_continue=expect_100_continue,
+            keep_alive=keep_alive,
+        )
+    return kind(
+        scope=scope,
+        transport=transport,
+        flow=flow,
+        logger=logger,
+        access_logger=logger,
+        access_log=False,
+        default_headers=[_DATE],
+        message_event=asyncio.Event(),
+        expect_100_continue=expect_100_continue,
+        keep_alive=keep_alive,
+        on_response=on_response,
+    )
+
+
 def answered(
     kind: type[RequestResponseCycle], messages: list[dict[str, Any]], method: str = "POST", *, keep_alive: bool = True
 ) -> dict[str, Any]:
@@ -49,19 +91,7 @@ def answered(
     ended: list[bool] = []
 
     async def run() -> str:
-        cycle = kind(
-            scope={"method": method},  # type: ignore[typeddict-item]
-            transport=transport,
-            flow=FlowControl(transport),
-            logger=logging.getLogger("test"),
-            access_logger=logging.getLogger("test"),
-            access_log=False,
-            default_headers=[_DATE],
-            message_event=asyncio.Event(),
-            expect_100_continue=False,
-            keep_alive=keep_alive,
-            on_response=lambda: ended.append(True),
-        )
+        cycle = made(kind, transport, method, lambda: ended.append(True), keep_alive=keep_alive)
         try:
             for message in messages:
                 await cycle.send(message)  # type: ignore[arg-type]
@@ -126,3 +156,68 @@ def test_a_whole_answer_is_one_write() -> None:
 def test_an_error_between_head_and_body_leaves_room_for_another_answer() -> None:
     again = [start(length(b"{}")), start(length(b"no"), status=500), part(b"no")]
     assert answered(Exchange, again)["bytes"].startswith(b"HTTP/1.1 500")
+
+
+def _received(kind: type[RequestResponseCycle], pieces: list[bytes], *, expect: bool) -> tuple[list[Any], list[bytes]]:
+    """The messages an application receives of a body in `pieces`, asking before and after each, and what was sent."""
+    transport = _Transport()
+
+    async def run() -> list[Any]:
+        cycle = made(kind, transport, "POST", expect_100_continue=expect)
+        messages = []
+        for place, piece in enumerate(pieces):
+            asked = asyncio.create_task(cycle.receive())
+            await asyncio.sleep(0)
+            if isinstance(cycle, Exchange):
+                cycle.add(piece)
+            else:
+                cycle.body += piece
+            cycle.more_body = place + 1 < len(pieces)
+            cycle.message_event.set()
+            messages.append(await asked)
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return [*messages, await cycle.receive()]
+
+    return asyncio.run(run()), transport.writes
+
+
+@pytest.mark.parametrize("expect", [True, False])
+@pytest.mark.parametrize("pieces", [[b"ab"], [b""], [b"ab", b"cd", b""]], ids=str)
+def test_what_is_received_is_uvicorns(pieces: list[bytes], expect: bool) -> None:
+    assert _received(Exchange, pieces, expect=expect) == _received(RequestResponseCycle, pieces, expect=expect)
+
+
+async def test_pieces_that_came_before_they_were_asked_for_are_one() -> None:
+    cycle = made(Exchange, _Transport(), "POST")
+    assert isinstance(cycle, Exchange)
+    for piece in (b"ab", b"", b"cd", b"e"):
+        cycle.add(piece)
+    message = await cycle.receive()
+    assert message == {"type": "http.request", "body": b"abcde", "more_body": True}
+    assert type(message["body"]) is bytes
+
+
+async def test_a_task_that_has_answered_is_forgotten() -> None:
+    tasks: set[asyncio.Task[None]] = set()
+    transport = _Transport()
+    cycle = Exchange(
+        {"method": "POST"},
+        transport,
+        FlowControl(transport),
+        logging.getLogger("test"),
+        [],
+        tasks,
+        lambda: None,
+        expect_100_continue=False,
+        keep_alive=True,
+    )
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in ANSWERS["whole"]:
+            await send(message)
+
+    task = asyncio.create_task(cycle.run_asgi(app))
+    tasks.add(task)
+    await task
+    assert not tasks
