@@ -287,12 +287,11 @@ class LoadedModel:
         return items_of(self.signature, tensors, self._max_rows)
 
     def submit(self, item: Item, deadline_at: float, share: float = 1.0) -> ModelEntry:
-        """Queue one item. Raises Overloaded. The caller awaits `answer` or `outputs`, or calls `forget`."""
+        """Queue one item. Raises Overloaded. The caller awaits the entry's future, or calls `forget`."""
         return self._batcher.submit(item, deadline_at, share)
 
-    async def outputs(self, entry: ModelEntry) -> Answer:
-        """Wait for an entry whose raw outputs are wanted. Raises as `answer`, and InvalidTensor."""
-        answer = await entry.future
+    def counted(self, entry: ModelEntry, answer: Answer) -> Answer:
+        """`answer`, whose raw outputs its caller waited for."""
         self._metrics.image_answered((), timings_of(entry, answer))
         return answer
 
@@ -317,9 +316,8 @@ class LoadedModel:
             spec.output_tensor,
         )
 
-    async def answer(self, entry: ModelEntry) -> Classification:
-        """Wait for an entry. Raises InvalidImage, Overloaded, DeadlineExceeded, EngineFailed."""
-        answer = await entry.future
+    def classified(self, entry: ModelEntry, answer: Answer) -> Classification:
+        """What the caller of an image is told, who waited for it."""
         timings = timings_of(entry, answer)
         self._metrics.image_answered(answer.predictions, timings)
         assert isinstance(entry.item, ImageItem)

@@ -142,17 +142,19 @@ class Pipeline:
         with self._repository.lease(request.ref) as (version, model):
             ticket.version, ticket.statistics = version, model.statistics
             ticket.images = places = []
+            items: list[Classification | FoveaError] = []
             try:
                 for image in model.grouped(request.images):
                     places.append(_enter(model, image, request, ticket))  # noqa: PERF401  # what entered before a failure is forgotten
-                items = [await _settle(model, place) for place in places]
+                for place in places:
+                    items.append(await _settled(model, place))  # noqa: PERF401  # a comprehension is a coroutine more
             finally:
                 _forget(model, places, ticket)
-            refused = [item for item in items if isinstance(item, FoveaError)]
-            for error in refused:
-                self._metrics.images_rejected.labels(model.name, error.code).inc()
-            if refused and len(items) == 1:
-                raise refused[0]
+            for item in items:
+                if isinstance(item, FoveaError):
+                    self._metrics.images_rejected.labels(model.name, item.code).inc()
+                    if len(items) == 1:
+                        raise item
             return InferenceResult(model.name, version, tuple(items), ticket.settle())
 
     async def infer(self, request: TensorRequest, ticket: Ticket) -> TensorResult:
@@ -163,7 +165,7 @@ class Pipeline:
             try:
                 for item in self._items(model, request):
                     places.append(model.submit(item, request.deadline_at, ticket.slot.share))  # noqa: PERF401  # as above
-                answers = [await model.outputs(place) for place in places]
+                answers = [model.counted(place, await place.future) for place in places]
             except _IMAGE_FAULTS as error:
                 raise self._refused_image(model, error) from None
             finally:
@@ -222,18 +224,20 @@ def _enter(
     return model.submit(item, request.deadline_at, ticket.slot.share)
 
 
-async def _settle(model: LoadedModel, place: Entry[Item, Answer] | FoveaError) -> Classification | FoveaError:
+async def _settled(model: LoadedModel, place: Entry[Item, Answer] | FoveaError) -> Classification | FoveaError:
+    """How an image was answered. Raises what concerns the whole request: Overloaded, DeadlineExceeded, EngineFailed."""
     if isinstance(place, FoveaError):
         return place
     try:
-        return await model.answer(place)
+        answer = await place.future
     except _IMAGE_FAULTS as error:
         return error.with_traceback(None)  # whose frames hold this entry, which holds the error
+    return model.classified(place, answer)
 
 
 def _forget(model: LoadedModel, places: Sequence[Entry[Item, Answer] | FoveaError], ticket: Ticket) -> None:
     """Nobody waits any more for what is not done."""
     for place in places:
-        if isinstance(place, Entry) and not place.is_answered:
+        if isinstance(place, Entry) and place.answer is None and not place.is_answered:
             ticket.phase = "queue" if place.dispatched_at is None else "infer"
             model.forget(place)

@@ -111,6 +111,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._policy = policy
         self._execute = execute
         self._observer = observer
+        self._longest_wait_seconds = _LONGEST_WAIT_SHARE * spec.max_queue_wait_ms / 1000.0
         self._instances = instances
         self._places = instances + ahead  # of batches that have left the queue
         self._clock = clock
@@ -143,7 +144,9 @@ class Batcher(Generic[ItemT, ResultT]):
         measured is the way from the queue to the answers, whatever a batch waits for in it: a thread that is busy with
         another model, or with the batch that it stands behind.
         """
-        waiting = self.waiting
+        return self._seconds_for(self.waiting)
+
+    def _seconds_for(self, waiting: int) -> float:
         if not waiting or not self._seconds_of:
             return 0.0
         size = min(self._spec.max_batch_size, math.ceil(waiting / self._instances))
@@ -173,11 +176,12 @@ class Batcher(Generic[ItemT, ResultT]):
 
     def _refusal(self, share: float) -> Overloaded | None:
         waiting = self.waiting
+        if not waiting:
+            return None
         if waiting >= share * self._spec.max_queue_size:
             return self._overloaded("queue_full", f"The model's queue is full ({waiting} entries).")
-        wait_seconds = self._turn_seconds + self.backlog_seconds
-        longest_seconds = _LONGEST_WAIT_SHARE * self._spec.max_queue_wait_ms / 1000.0 * share
-        if waiting and wait_seconds > longest_seconds:
+        wait_seconds = self._turn_seconds + self._seconds_for(waiting)
+        if wait_seconds > self._longest_wait_seconds * share:
             return self._overloaded("queue_wait", f"The wait would be {wait_seconds:.1f} s.")
         return None
 

@@ -14,15 +14,19 @@ ResultT = TypeVar("ResultT")
 
 
 class Entry(Generic[ItemT, ResultT]):
-    """One unit of work and the reply it carries. `await entry` gives the result or raises the fault."""
+    """One unit of work and the reply it carries: `await entry.future` gives the result or raises the fault.
 
-    __slots__ = ("deadline_at", "dispatched_at", "future", "item", "loop", "queued_at")
+    `answer` is the result once there is one.
+    """
+
+    __slots__ = ("answer", "deadline_at", "dispatched_at", "future", "item", "loop", "queued_at")
 
     def __init__(self, item: ItemT, queued_at: float, deadline_at: float, loop: asyncio.AbstractEventLoop) -> None:
         self.item = item
         self.queued_at = queued_at
         self.deadline_at = deadline_at
         self.dispatched_at: float | None = None
+        self.answer: ResultT | None = None
         self.future: asyncio.Future[ResultT] = loop.create_future()
         self.loop = loop
 
@@ -35,13 +39,9 @@ class Entry(Generic[ItemT, ResultT]):
         """Done, and not by its caller's leaving (awaiting a future and being cancelled cancels the future too)."""
         return self.future.done() and not self.future.cancelled()
 
-    @property
-    def answer(self) -> ResultT | None:
-        """The result; None where there is none, or not yet."""
-        return self.future.result() if self.is_answered and self.future.exception() is None else None
-
     def resolve(self, result: ResultT) -> None:
         if not self.future.done():
+            self.answer = result
             self.future.set_result(result)
 
     def fail(self, error: BaseException) -> None:

@@ -52,6 +52,9 @@ FORMATS: dict[str, ImageFormat] = {
 }
 
 
+_BY_MEDIA_TYPE = {kind: row for row in FORMATS.values() for kind in row.media_types}
+
+
 def media_types(enabled: Collection[str]) -> frozenset[str]:
     """Every content type under which an enabled format may be sent."""
     return frozenset(kind for name in enabled for kind in FORMATS[name].media_types)
@@ -63,7 +66,9 @@ def sniff(data: bytes, enabled: Collection[str], declared: str | None = None) ->
     Raises UnsupportedMediaType where it is not an enabled image format, MediaTypeMismatch where `declared` (a content
     type) is an image type of another format.
     """
-    found = next((row for row in FORMATS.values() if row.is_signature_of(data)), None)
+    found = _BY_MEDIA_TYPE.get(declared or "")  # what it was declared as, it mostly is
+    if found is None or not found.is_signature_of(data):
+        found = next((row for row in FORMATS.values() if row.is_signature_of(data)), None)
     if found is None or found.name not in enabled:
         what = "not an image of a known format" if found is None else f"a {found.name.upper()}, which is not enabled"
         raise UnsupportedMediaType(f"The data is {what}; send {_list(enabled)}.")

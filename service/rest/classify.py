@@ -1,6 +1,7 @@
 """`POST /api/v1/models/{model}[/versions/{version}]/classify`: images in, ranked labels out."""
 
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -42,7 +43,7 @@ class ClassifyRoute(DataRoute):
         wanted = await self._read(request, ref, _options(request.scope["query_string"]), ticket)
         result = await unless_gone(request, self._pipeline.classify(wanted, ticket))
         answer = classify_answer(result, wanted, ticket, context_of(request.scope).request_id)
-        note_result(request, result.version, result.timings, images=len(result.items))
+        note_result(request, result.version, result.timings, "images", len(result.items))
         return JsonBytes(answer)
 
     async def _read(self, request: Request, ref: ModelRef, options: _Options, ticket: Ticket) -> InferenceRequest:
@@ -80,10 +81,9 @@ def _merged(query: _Options, body: ClassifyBody) -> _Options:
     )
 
 
+@lru_cache(256)  # a service's callers ask the same way
 def _options(query: bytes) -> _Options:
     """What the query says; of a parameter given twice the last. Raises InvalidParameter."""
-    if not query:
-        return _Options()
     try:
         given = ClassifyQuery.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
     except ValidationError as error:

@@ -11,7 +11,7 @@ import re
 import select
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import lru_cache
@@ -58,14 +58,21 @@ def _is_host(value: bytes) -> bool:
 class Departure:
     """What a connection tells whoever answers a request.
 
-    `on_departure` is called, once, when the client has gone; `fault` is why the rest of the body will not come.
+    `waiting` is the task to be cancelled when the client has gone, which `has_gone` then says; `fault` is why the rest
+    of the body will not come.
     """
 
-    __slots__ = ("fault", "on_departure")
+    __slots__ = ("fault", "has_gone", "waiting")
 
     def __init__(self) -> None:
-        self.on_departure: Callable[[], object] | None = None
+        self.waiting: asyncio.Task[Any] | None = None
+        self.has_gone = False
         self.fault: FoveaError | None = None
+
+    def leave(self) -> None:
+        self.has_gone = True
+        if self.waiting is not None:
+            self.waiting.cancel()
 
 
 async def next_piece(request: Request) -> tuple[bytes, bool]:
@@ -143,8 +150,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         if cycle is not None and not cycle.response_complete:
             departure: Departure = cycle.scope["fovea.departure"]  # type: ignore[typeddict-item]
-            if departure.on_departure is not None:
-                departure.on_departure()
+            departure.leave()
 
     def resume_writing(self) -> None:
         self._unsent_since = None

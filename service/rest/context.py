@@ -1,7 +1,7 @@
 """What is known of one HTTP request beside its body: its id, its trace, and what its log line will say."""
 
+import random
 import re
-import secrets
 import time
 from typing import Any, cast
 
@@ -11,7 +11,9 @@ from service.admission import LOW_PRIORITY
 from service.pipeline import Ticket
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_ids = random.Random()  # noqa: S311  # from the kernel's chance; an id tells requests apart and is no secret
 _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_KNOWN = frozenset({b"x-request-id", b"traceparent", b"tracestate", b"x-fovea-key", b"x-priority"})
 
 
 class RequestContext:
@@ -34,6 +36,8 @@ class RequestContext:
         self.share = 1.0
         self.fields: dict[str, Any] = {}
         for name, value in headers:
+            if name not in _KNOWN:
+                continue
             if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
                 self.request_id = value.decode("ascii")
             elif name == b"traceparent" and _TRACEPARENT.fullmatch(value):
@@ -44,24 +48,25 @@ class RequestContext:
                 self.tracestate = value.decode("latin-1")
             elif name == b"x-priority" and value.lower() == b"low":
                 self.share = LOW_PRIORITY
-        self.request_id = self.request_id or secrets.token_hex(16)
+        self.request_id = self.request_id or f"{_ids.getrandbits(128):032x}"
 
     def note(self, **fields: Any) -> None:
         self.fields.update(fields)
 
 
-def published(scope: Scope, root_path: str) -> Scope:
-    """`scope` as ASGI has it under a prefix: `path` begins with it, whether the proxy took it off or passed it on."""
+def publish(scope: Scope, root_path: str) -> None:
+    """Make of `scope` what ASGI has under a prefix: `path` begins with it, whether the proxy took it off or not."""
     path: str = scope["path"]
     if path != root_path and not path.startswith(f"{root_path}/"):
-        path = root_path + path
-    return {**scope, "root_path": root_path, "path": path}
+        scope["path"] = root_path + path
+    scope["root_path"] = root_path
 
 
 def route_path(scope: Scope) -> str:
     """The path as our routes name it: without the prefix under which a proxy publishes the service."""
     path: str = scope["path"]
-    return path.removeprefix(scope["root_path"])
+    root_path: str = scope["root_path"]
+    return path.removeprefix(root_path) if root_path else path
 
 
 def header_values(scope: Scope, name: bytes) -> list[bytes]:

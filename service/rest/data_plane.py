@@ -61,7 +61,7 @@ class DataRoute(ABC):
 
     async def _admitted(self, request: Request, model: str, version: str | None) -> Response:
         context = context_of(request.scope)
-        context.note(model=model)
+        context.fields["model"] = model
         context.route = self.route if version is None else self.route_of_version
         ref = model_ref(model, version, context.key)
         with self._pipeline.admit(self.protocol, ref, context.share) as context.ticket:
@@ -80,9 +80,13 @@ class JsonBytes(Response):
         self.background = None
         self.body = body
         self.raw_headers = [
-            (b"content-length", str(len(body)).encode("ascii")),
+            (b"content-length", b"%d" % len(body)),
             (b"content-type", b"application/json"),
         ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 def _release(error: BaseException | None) -> None:
@@ -105,32 +109,24 @@ def model_ref(model: str, version: str | None, key: str | None = None) -> ModelR
 async def unless_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """Await `work`; give it up as soon as the client has gone. Raises ClientDisconnected."""
     departure: Departure = request.scope["fovea.departure"]
-    task = asyncio.current_task()
+    task = departure.waiting = asyncio.current_task()
     assert task is not None
-    gone = False
-
-    def give_up() -> None:
-        nonlocal gone
-        gone = True
-        task.cancel()
-
-    departure.on_departure = give_up
     try:
         return await work
     except asyncio.CancelledError:
-        if gone and task.uncancel() == 0:
+        if departure.has_gone and task.uncancel() == 0:
             raise ClientDisconnected("The client left before the answer.") from None
         raise
     finally:
-        departure.on_departure = None
+        departure.waiting = None
 
 
-def note_result(request: Request, version: int, timings: Timings, **counts: int) -> None:
-    """What the log line of an answered request holds."""
-    context_of(request.scope).note(
-        version=version,
-        **counts,
-        decode_ms=milliseconds(timings.decode_seconds),
-        queue_ms=milliseconds(timings.queue_seconds),
-        infer_ms=milliseconds(timings.infer_seconds),
-    )
+def note_result(request: Request, version: int, timings: Timings, of: str, count: int) -> None:
+    """What the log line of an answered request holds; `count` of images or rows."""
+    context_of(request.scope).fields |= {
+        "version": version,
+        of: count,
+        "decode_ms": milliseconds(timings.decode_seconds),
+        "queue_ms": milliseconds(timings.queue_seconds),
+        "infer_ms": milliseconds(timings.infer_seconds),
+    }

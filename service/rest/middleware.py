@@ -16,7 +16,7 @@ from service.config import Settings
 from service.logs import request_id_var
 from service.messages import milliseconds
 from service.rest.connection import Departure
-from service.rest.context import RequestContext, published, route_path
+from service.rest.context import RequestContext, publish, route_path
 
 if TYPE_CHECKING:
     from service.tracing.otlp import RequestTrace, Tracing
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fovea.access")
 
 _QUIET = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})  # asked every second: logged only when they fail
+_NOTHING: dict[str, str] = {}
 _SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff")]
 
 
@@ -44,9 +45,11 @@ class RequestLayer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = RequestContext(scope["headers"])
-        scope = published(scope, self._root_path)
-        scope["fovea"] = context
+        method = scope["method"]
+        if method == "HEAD":  # is answered as GET; uvicorn, which keeps the scope that it made, leaves the body out
+            scope = {**scope, "method": "GET"}
+        context = scope["fovea"] = RequestContext(scope["headers"])
+        publish(scope, self._root_path)
         token = request_id_var.set(context.request_id)
         trace = self._begin_trace(scope, context)
         status = 0
@@ -64,9 +67,6 @@ class RequestLayer:
                 message["headers"] = headers
             await send(message)
 
-        method = scope["method"]
-        if method == "HEAD":  # is answered as GET; uvicorn, which sees a scope of its own, leaves the body out
-            scope["method"] = "GET"
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
@@ -95,16 +95,17 @@ class RequestLayer:
         if not logger.isEnabledFor(level):
             return
         client = scope.get("client")
+        traceparent = {"traceparent": context.traceparent} if context.traceparent else _NOTHING
         fields = {
             "method": method,
             "path": scope["path"][:512],
             "status": status,
             "duration_ms": milliseconds(seconds),
             "client": client[0] if client else None,
+            **traceparent,
+            **context.fields,
         }
-        if context.traceparent:
-            fields["traceparent"] = context.traceparent
-        logs.log(logger, level, "request", fields | context.fields)
+        logs.log(logger, level, "request", fields)
 
     def _is_sampled(self) -> bool:
         return self._sample >= 1.0 or random.random() < self._sample  # noqa: S311  # which lines are kept is no secret

@@ -234,9 +234,8 @@ def _result(item: Classification | FoveaError, name: str | None) -> dict[str, An
     named: dict[str, Any] = {} if name is None else {"name": name}
     if isinstance(item, FoveaError):
         return named | {"error": item_error(item)}
-    predictions = [{"label": best.label, "index": best.index, "score": best.score} for best in item.predictions]
-    kind, width, height = item.image
-    return named | {"predictions": predictions, "image": {"format": kind, "width": width, "height": height}}
+    kind, width, height = item.image  # and the predictions are data classes, which orjson writes as they are
+    return named | {"predictions": item.predictions, "image": {"format": kind, "width": width, "height": height}}
 
 
 def model_answer(status: ModelStatus[LoadedModel], *, labels: bool) -> dict[str, Any]:

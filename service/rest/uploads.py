@@ -46,19 +46,25 @@ class ContentType:
 
 def content_type(request: Request) -> ContentType:
     """The request's content type. Raises UnsupportedMediaType where there is none or it cannot be read."""
-    values = header_values(request.scope, b"content-type")
+    values, encodings = [], []
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            values.append(value)
+        elif name == b"content-encoding":
+            encodings.append(value)
     if len(values) != 1:
         raise UnsupportedMediaType(
             "Send exactly one Content-Type: an image type, multipart/form-data or application/json."
         )
-    for encoding in header_values(request.scope, b"content-encoding"):
+    for encoding in encodings:
         if encoding.strip().lower() not in (b"identity", b""):
             raise UnsupportedMediaType("Content-Encoding is not supported here; images are compressed already.")
-    return _parsed(values[0].decode("latin-1"))
+    return _parsed(values[0])
 
 
 @lru_cache(maxsize=64)  # a service's clients send the same few
-def _parsed(value: str) -> ContentType:
+def _parsed(given: bytes) -> ContentType:
+    value = given.decode("latin-1")
     if len(value) > 512 or "\0" in value:
         raise UnsupportedMediaType("The Content-Type is not well-formed.")
     if ";" not in value:
@@ -78,20 +84,20 @@ async def read_body(request: Request, ticket: Ticket, limit_bytes: int) -> bytes
     for declared in header_values(request.scope, b"content-length"):
         if int(declared) > limit_bytes:  # a number, or the parser had refused it
             raise PayloadTooLarge(f"The body has {int(declared):,} bytes; the limit is {limit_bytes:,}.")
+    body, more = b"", True
     chunks: list[bytes] = []
     size = 0
-    more = True
     while more:
-        chunk, more = await next_piece(request)
-        size += len(chunk)
+        body, more = await next_piece(request)
+        size += len(body)
         if size > limit_bytes:
             raise PayloadTooLarge(f"The body has more than {limit_bytes:,} bytes.")
-        ticket.grow(len(chunk))
-        chunks.append(chunk)
+        ticket.grow(len(body))
+        chunks.append(body)
     if size == 0:
         raise EmptyBody("The body is empty; send an image.")
     ticket.body_received()
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return body if len(chunks) == 1 else b"".join(chunks)
 
 
 # Multipart

@@ -101,7 +101,7 @@ class PredictRoute(DataRoute):
         wanted = TensorRequest(ref, parse(body, limits).read, ticket.started_at + limits.timeout_ms / 1000)
         result = await unless_gone(request, self._pipeline.infer(wanted, ticket))
         answer = render(result)
-        note_result(request, result.version, result.timings, rows=result.rows)
+        note_result(request, result.version, result.timings, "rows", result.rows)
         return JsonBytes(answer)
 
 

@@ -56,21 +56,26 @@ class Task(ABC):
         """The best of one row of scores, best first; ties go to the lower index. `threshold` is the caller's."""
 
     def _ranked(self, scores: Scores, top_k: int, threshold: float | None) -> tuple[Prediction, ...]:
-        labels, indices = self.spec.labels, best(scores, top_k)
-        return tuple(
-            [
-                Prediction(labels[index], index, score)
-                for index, score in zip(indices, scores[indices].tolist(), strict=True)
-                if threshold is None or score >= threshold
-            ]
-        )
+        labels = self.spec.labels
+        ranked = [Prediction(labels[index], index, score) for index, score in best(scores, top_k)]
+        if threshold is not None:
+            ranked = [prediction for prediction in ranked if prediction.score >= threshold]
+        return tuple(ranked)
 
 
-def best(scores: Scores, top_k: int) -> list[int]:
-    """Indices of the `top_k` largest, in descending order, ties by lower index."""
+def best(scores: Scores, top_k: int) -> list[tuple[int, float]]:
+    """Indices and scores of the `top_k` largest, in descending order, ties by lower index."""
     size = len(scores)
     if size <= 32:  # so few are sorted before numpy has begun
-        return sorted(range(size), key=scores.tolist().__getitem__, reverse=True)[:top_k]
+        values: list[float] = scores.tolist()
+        order = sorted(range(size), key=values.__getitem__, reverse=True)[:top_k]
+        return [(index, values[index]) for index in order]
+    order = _best_of_many(scores, top_k)
+    return list(zip(order, scores[order].tolist(), strict=True))
+
+
+def _best_of_many(scores: Scores, top_k: int) -> list[int]:
+    size = len(scores)
     if top_k < size and size > 64:  # below that a full sort is cheaper than a partition
         cut = np.partition(scores, size - top_k)[size - top_k]
         above = np.flatnonzero(scores > cut)

@@ -42,7 +42,7 @@ class InferRoute(DataRoute):
         wanted = TensorRequest(ref, asked.read, ticket.started_at + timeout_ms / 1000)
         result = await unless_gone(request, self._pipeline.infer(wanted, ticket))
         answer = render(result, asked)
-        note_result(request, result.version, result.timings, rows=result.rows)
+        note_result(request, result.version, result.timings, "rows", result.rows)
         return await _response(answer, request.headers.get("accept-encoding", ""))
 
 

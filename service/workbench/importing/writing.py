@@ -50,8 +50,8 @@ def golden_text(cases: Sequence[tuple[str, Scores]], labels: Sequence[str]) -> s
             {
                 "file": name,
                 "predictions": [
-                    {"index": index, "score": round(float(scores[index]), 6), "label": labels[index]}
-                    for index in best(scores, _GOLDEN_TOP)
+                    {"index": index, "score": round(score, 6), "label": labels[index]}
+                    for index, score in best(scores, _GOLDEN_TOP)
                 ],
             }
             for name, scores in cases
