@@ -52,7 +52,7 @@ def milliseconds(seconds: float) -> float:
     return int(seconds * 1e6 + 0.5) / 1000.0
 
 
-@dataclass(slots=True)  # a tuple has an `index` of its own; not frozen, which would triple the cost of making one
+@dataclass  # a tuple has an `index` of its own, frozen would triple the cost of making one, slots that of writing it
 class Prediction:
     """One label of one image; `index` is its place in the model's output, `score` what the task makes of it."""
 
