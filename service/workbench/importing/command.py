@@ -86,6 +86,7 @@ def import_model(order: Order, repository: Path) -> int:
             )
         images = tried.readable(understood.input, files)
         parities = _parities(tried, source, understood.input, [data for _, data in images])
+        _require_apart(tried, understood.input)
         _write(order, folder, Checked(source, understood, report, parities, tried, images))
     _print_next(order, folder)
     return 0
@@ -107,6 +108,21 @@ def _understand(order: Order, scratch: Path, report: Report) -> tuple[Source, Un
     numbers = tuple(str(index) for index in range(2 if head.units == 1 else head.units))
     scales_itself = scaling is not None and scaling.takes is not None
     return source, Understood(fitted, table, output, labels, numbers, scales_itself)
+
+
+def _require_apart(tried: Trial, table: Table) -> None:
+    """Images of several requests run as one batch. Raises ConfigurationError where they change each other's answers."""
+    moved = tried.mixing(tried.noise(table))
+    if moved <= trial.PARITY_LIMIT:
+        return
+    said = f"an image's numbers move by {moved:.1e} of their size with the images that are answered beside it"
+    if not tried.quantizes_batches:
+        raise ConfigurationError(
+            f"not imported: {said}, and the server puts those of several requests together: something in the network "
+            "works across the batch, such as a softmax over dimension 0 or a transformer that takes batches second "
+            "(batch_first=True); have it work on each image, and export it again"
+        )
+    print(f"together ? {said}: the graph quantizes whole batches   ([batching] max_batch_size = 1 keeps them apart)")
 
 
 def _parities(tried: Trial, source: Source, table: Table, images: Sequence[bytes]) -> list[tuple[str, Parity]]:

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from service import manifest as manifests
-from service.errors import ConfigurationError, FoveaError
+from service.errors import ConfigurationError, EngineFailed, FoveaError
 from service.imaging.clips import row_maker
 from service.imaging.decode import DecodeBudget
 from service.imaging.formats import FORMATS
@@ -25,7 +25,7 @@ from service.workbench.importing.sources import Source
 Table = dict[str, Any]
 
 PARITY_LIMIT = 1e-4  # of an output's own size; float32 sums in another order differ by about 1e-6
-_RANDOM_ROWS = 5  # more than one and odd, so that a batch dimension that mixes rows is noticed
+_RANDOM_ROWS = 5  # more than one and odd, from dark to bright: a batch dimension that mixes rows is noticed
 _PARITY_IMAGES = 8
 _SHOWN_IMAGES = 6
 _JUDGED_IMAGES = 200  # with known labels; enough to tell a right preprocessing from a wrong one
@@ -63,6 +63,11 @@ class Trial:
     @property
     def was_changed(self) -> bool:
         return bool(self._fitted.notes)
+
+    @property
+    def quantizes_batches(self) -> bool:
+        """Whether steps of the graph's integers are chosen as it runs, by the largest number of the whole batch."""
+        return any(node.op_type == "DynamicQuantizeLinear" for node in self._fitted.model.graph.node)
 
     def spec(self, table: Table) -> ModelSpec:
         """What the server would make of this [input]. Raises ConfigurationError."""
@@ -102,6 +107,8 @@ class Trial:
         assert spec is not None
         channels_last = (*spec.shape[1:], spec.shape[0]) if spec.layout == "nchw" else spec.shape
         pixels = np.random.default_rng(0).integers(0, 256, (_RANDOM_ROWS, *channels_last)).astype(np.float32)
+        for place, row in enumerate(pixels):
+            row *= (1 + place) / _RANDOM_ROWS
         scale, mean, std = (np.asarray(numbers, np.float32) for numbers in (spec.scale, spec.mean, spec.std))
         rows: Array = (pixels * scale - mean) / std
         return np.moveaxis(rows, -1, 1).astype(spec.dtype) if spec.layout == "nchw" else rows.astype(spec.dtype)
@@ -118,6 +125,21 @@ class Trial:
         mine = self._raw(rows).reshape(framework.shape).astype(np.float64)
         difference = float(np.abs(mine - framework).max())
         return Parity(difference, difference / max(1.0, float(np.abs(framework).max())), len(rows))
+
+    def mixing(self, rows: Array) -> float:
+        """How far an image's numbers move, relative to their size, with those beside it. Raises ConfigurationError."""
+        try:
+            together = self._raw(rows).astype(np.float64)
+            alone = np.concatenate([self._raw(row[None]) for row in rows]).astype(np.float64)
+        except EngineFailed as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:300]
+            raise ConfigurationError(
+                f"the batch dimension is open, and {len(rows)} images do not run at once: {reason}; export it with a "
+                "dynamic one (torch.export: dynamic_shapes; torch.onnx.export: dynamic_axes), or with 1"
+            ) from None
+        if together.shape != alone.shape:
+            return float("inf")
+        return float(np.abs(together - alone).max()) / max(1.0, float(np.abs(alone).max()))
 
     def _raw(self, rows: Array) -> Array:
         step = 1 if self._fitted.input.shape[0] == 1 else max(len(rows), 1)

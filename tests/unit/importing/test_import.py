@@ -192,6 +192,32 @@ def foreign() -> onnx.ModelProto:
     return model
 
 
+def across_the_batch(axis: int) -> onnx.ModelProto:
+    """LogSoftmax of one image's scores (axis 1), or of each score over all images (axis 0), as some have it."""
+    return ending_in("LogSoftmax", axis=axis)
+
+
+def only_single_images() -> onnx.ModelProto:
+    """An open batch dimension on a graph that has room for one image."""
+    model = classifier()
+    logits = model.graph.node[-1]
+    logits.CopyFrom(helper.make_node("Reshape", ["logits", "one_row"], ["scores"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 3], np.int64), "one_row"))
+    return model
+
+
+def quantized_as_it_runs() -> onnx.ModelProto:
+    """As onnxruntime's quantize_dynamic: the steps of the integers follow from the largest mean of the whole batch."""
+    model = classifier()
+    product = next(node for node in model.graph.node if node.op_type == "MatMul")
+    place = list(model.graph.node).index(product)
+    product.input[0] = "means_again"
+    parts = ["means_as_uint8", "step", "zero"]
+    model.graph.node.insert(place, helper.make_node("DynamicQuantizeLinear", ["means"], parts))
+    model.graph.node.insert(place + 1, helper.make_node("DequantizeLinear", parts, ["means_again"]))
+    return model
+
+
 def newer() -> onnx.ModelProto:
     model = classifier()
     model.opset_import[0].version = 99
@@ -213,6 +239,9 @@ def newer() -> onnx.ModelProto:
         (text_reader(), UNIT, ["[8, 1, 3]", "for one image", "no row of scores"]),
         (ending_in("ArgMax", axis=1), UNIT, ["ArgMax", "which class won"]),
         (ending_in("Tanh"), UNIT, ["Tanh", "--activation"]),
+        (across_the_batch(0), UNIT, ["beside it", "softmax over dimension 0", "batch_first"]),
+        (tiny_models.batch_mixer(), UNIT, ["beside it", "on each image"]),
+        (only_single_images(), UNIT, ["5 images do not run at once", "dynamic_axes"]),
         (foreign(), UNIT, ["my.lab::Swish", "ONNX Runtime does not have"]),
         (newer(), UNIT, ["opset 99", "export it with opset 20"]),
         (classifier(), (*UNIT, "--labels", "a,b"), ["2 labels", "3 outputs", "--labels"]),
@@ -266,6 +295,18 @@ def test_a_framework_that_is_not_installed_is_named_with_the_way_to_it(import_mo
     ended = import_model(tmp_path / "model.pt2")
     assert ended.code == 2
     assert "torch is not installed" in ended.err and "make import" in ended.err
+
+
+async def test_scores_of_each_image_alone_are_imported(import_model: Import, repository: Path) -> None:
+    said = import_model(across_the_batch(1), *UNIT, *LABELS, "--resize", "stretch")
+    assert said.code == 0, said
+    assert await answers(repository, *COLORS) == ["red", "blue", "green"]
+
+
+def test_a_graph_that_quantizes_whole_batches_is_imported_and_that_is_said(import_model: Import) -> None:
+    said = import_model(quantized_as_it_runs(), *UNIT, *LABELS)
+    assert said.code == 0, said
+    assert "together ? an image's numbers move by" in said.out and "max_batch_size = 1" in said.out
 
 
 def test_weights_that_do_not_lie_beside_the_graph_are_missed(import_model: Import, tmp_path: Path) -> None:
