@@ -225,6 +225,12 @@ def test_a_network_in_training_mode_is_refused(imported: Any, tmp_path: Path) ->
     assert "model.eval()" in err
 
 
+def test_a_forgotten_eval_is_named(imported: Any, tmp_path: Path) -> None:
+    code, _, err, _ = imported(program(Small(), tmp_path / "m.pt2"), "--labels", "a,b,c", "--preset", "unit")
+    assert code == 2
+    assert "training mode (batch_norm)" in err and "model.eval()" in err
+
+
 def test_weights_and_torchscript_are_told_how_to_be_exported(imported: Any, tmp_path: Path) -> None:
     network = Small().eval()
     torch.save(network.state_dict(), tmp_path / "w.pth")

@@ -23,6 +23,7 @@ def read(path: Path, scratch: Path) -> Source:
             f"{path.name} is not a program that torch.export.save wrote ({' '.join(str(error).split())[:200]}); "
             f"PyTorch {torch.__version__} reads it"
         ) from None
+    _require_eval(program, path.name)
     network = program.module()
 
     def answer(rows: Array) -> list[Array]:
@@ -34,6 +35,22 @@ def read(path: Path, scratch: Path) -> Source:
 
     model = _to_onnx(program, scratch / "pytorch.onnx", path.name)
     return Source(f"PyTorch {torch.__version__.partition('+')[0]}", model, answer, TORCH_GEOMETRY)
+
+
+def _require_eval(program: Any, name: str) -> None:
+    """Refuse a network in training mode: PyTorch's exporter leaves that mode out, and then the answers differ."""
+    training = {
+        node.target.__name__.partition(".")[0]
+        for node in program.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        for argument, value in zip(node.target._schema.arguments, node.args, strict=False)
+        if argument.name in ("train", "training") and value is True
+    }
+    if training:
+        raise ConfigurationError(
+            f"{name} was exported in training mode ({', '.join(sorted(training))}): call model.eval() before "
+            "torch.export.export"
+        )
 
 
 def _to_onnx(program: Any, target: Path, name: str) -> Any:
