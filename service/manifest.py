@@ -314,6 +314,11 @@ def _labels_for(manifest: Manifest, labels: Sequence[str] | None, output: Tensor
     return labels
 
 
+def customary_resize_to(size: tuple[int, int]) -> int:
+    """The short side before the crop of `size`, where nothing says it."""
+    return round(max(size) / _CROP_FRACTION)
+
+
 def _input_spec(table: InputTable, inputs: Sequence[TensorSpec]) -> InputSpec:
     if len(inputs) > 1:
         raise ModelLoadError(f"the graph has {len(inputs)} inputs; images can feed a graph with one", gate="signature")
@@ -329,7 +334,7 @@ def _input_spec(table: InputTable, inputs: Sequence[TensorSpec]) -> InputSpec:
     if any(mine != fixed for mine, fixed in zip(size, graph_size, strict=True) if fixed > 0):
         raise ModelLoadError(f"input.size = {list(size)} and the graph wants {list(graph_size)}", gate="signature")
     scale, mean, std, color = _scaling(table, tensor, channels)
-    resize_to = table.resize_to or round(max(size) / _CROP_FRACTION)
+    resize_to = table.resize_to or customary_resize_to(size)
     if table.resize == "shortest_side" and resize_to < max(size):
         raise ModelLoadError(f"input.resize_to = {resize_to} is less than the crop of {max(size)} pixels")
     antialias = table.resampler == "pil" if table.antialias is None else table.antialias

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from service.engine.base import TensorSpec
 from service.errors import ConfigurationError
-from service.manifest import PRESETS
+from service.manifest import PRESETS, customary_resize_to
 from service.tasks import TASKS
 from service.workbench.importing import labels as label_files
 from service.workbench.importing.beside import Beside
@@ -282,11 +282,14 @@ def _geometry(picture: Picture, flags: Flags, beside: Beside, custom: Geometry, 
     if (told | asked).get("resampler", "tf") != "tf":
         keys.pop("antialias", None)  # others have their own custom, which the manifest knows
     keys |= told | asked
-    if keys["resize"] != "shortest_side":
+    if keys["resize"] == "shortest_side":
+        keys.setdefault("resize_to", customary_resize_to(picture.size))  # written down, as it changes answers
+    else:
         keys.pop("resize_to", None)
     flagged = ", ".join(f"--{key.replace('_', '-')}" for key in asked)
     origin = flagged or (beside.source["resize"] if "resize" in told else because)
-    unsaid = [f"--{key}" for key in ("resize", "interpolation", "resampler") if key not in told | asked]
+    decisive = [key for key in ("resize", "resize_to", "interpolation", "resampler") if key in keys]
+    unsaid = [f"--{key.replace('_', '-')}" for key in decisive if key not in told | asked]
     report.found(
         "resize", _shown(keys), f"{origin}, {because}" if unsaid and origin != because else origin, ", ".join(unsaid)
     )

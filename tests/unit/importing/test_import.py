@@ -387,6 +387,26 @@ def test_the_report_says_what_is_known_what_is_guessed_and_how_equal_it_is(impor
     assert "0.0e+00 at most, on 5 random pictures" in opened.out
 
 
+@pytest.mark.parametrize(
+    ("flags", "shown", "resize_to"),
+    [
+        ((), "? shortest_side, 256, bilinear", 256),
+        (("--resize-to", "224"), "? shortest_side, 224, bilinear", 224),
+        (("--resize", "stretch"), "? stretch, bilinear", None),
+    ],
+)
+def test_the_side_before_the_crop_is_shown_and_written_down(
+    import_model: Import, repository: Path, flags: tuple[str, ...], shown: str, resize_to: int | None
+) -> None:
+    said = import_model(classifier(size=(224, 224)), *UNIT, *LABELS, *flags)
+    assert said.code == 0, said
+    (line,) = (line for line in said.out.splitlines() if line.startswith("resize"))
+    assert shown in line
+    assert ("--resize-to, --interpolation" in line) == (not flags)
+    table = manifest.read(repository / "mine").input
+    assert table is not None and table.resize_to == resize_to
+
+
 def test_a_hugging_face_config_beside_the_model_is_followed(
     import_model: Import, tmp_path: Path, repository: Path
 ) -> None:
