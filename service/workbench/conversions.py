@@ -1,11 +1,12 @@
 """An ONNX file to a smaller one: int8 (QDQ) for CPUs, float16 for GPUs. Knows graphs and arrays, no folder and no gate.
 
-The only importer of `onnx` and of ONNX Runtime's quantization tools, which are an extra of their own.
+With `stem` the only importer of `onnx` and of ONNX Runtime's quantization tools, which are an extra of their own.
 
 int8 here is what ONNX Runtime's CPU kernels run fastest: activations uint8 a tensor, weights int8 a channel. What comes
-after the last layer with weights, a softmax mostly, stays float, and so does a convolution of a picture's few channels,
-for which the int8 kernel gathers more than it computes. Weights are rounded by `rounding` before the tools see
-them: networks of many thin layers would lose too many of their answers.
+after the last layer with weights, a softmax mostly, stays float. A convolution of a picture's few channels, for which
+the int8 kernel gathers more than it computes, is brought into a better shape by `stem`, and stays float where that
+cannot be. Weights are rounded by `rounding` before the tools see them: networks of many thin layers would lose too many
+of their answers.
 """
 
 import logging
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import ConfigurationError
+from service.workbench import stem
 from service.workbench.rounding import Seen, rounded, windows_of
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -29,9 +31,14 @@ _POSITIONS = 64  # of each image, at which is looked: a hundred images then say 
 
 
 class Conversion(Protocol):
-    """Writes `target` from `source`; `images` are rows of the input tensor, for calibration."""
+    """Writes `target` from `source`; `images` are rows of the input tensor, for calibration.
 
-    def __call__(self, source: Path, target: Path, images: npt.NDArray[Any]) -> None: ...
+    Returns whether it takes `pixels` (n, h, w, channels) of uint8 now, where it may.
+    """
+
+    def __call__(
+        self, source: Path, target: Path, images: npt.NDArray[Any], pixels: stem.Pixels | None = None
+    ) -> bool: ...
 
 
 def require_tools() -> None:
@@ -43,7 +50,7 @@ def require_tools() -> None:
         )
 
 
-def int8(source: Path, target: Path, images: npt.NDArray[Any]) -> None:
+def int8(source: Path, target: Path, images: npt.NDArray[Any], pixels: stem.Pixels | None = None) -> bool:
     """Static quantization with the ranges that `images` give. Raises ConfigurationError where no layer can be."""
     import onnx
     from onnxruntime import quantization as tools
@@ -53,6 +60,7 @@ def int8(source: Path, target: Path, images: npt.NDArray[Any]) -> None:
         prepared, corrected = Path(scratch) / "prepared.onnx", Path(scratch) / "corrected.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared)
+        is_widened = stem.widen(graph)
         for place, node in enumerate(graph.graph.node):  # some exporters name none
             node.name = f"{node.op_type}_{place}"
         kept_float = _kept_float(graph)
@@ -73,10 +81,16 @@ def int8(source: Path, target: Path, images: npt.NDArray[Any]) -> None:
             weight_type=tools.QuantType.QInt8,
             nodes_to_exclude=kept_float,
         )
+        if takes_pixels := is_widened and pixels is not None:
+            assert pixels is not None
+            copy = onnx.load(target)
+            stem.take_pixels(copy, pixels)
+            onnx.save(copy, target)
     _seal(target)
+    return takes_pixels
 
 
-def fp16(source: Path, target: Path, images: npt.NDArray[Any]) -> None:
+def fp16(source: Path, target: Path, images: npt.NDArray[Any], pixels: stem.Pixels | None = None) -> bool:
     """Weights and arithmetic in float16; inputs and outputs stay what they are, and so does the manifest."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -87,6 +101,7 @@ def fp16(source: Path, target: Path, images: npt.NDArray[Any]) -> None:
         OnnxModel.graph_topological_sort(graph.graph)  # the casts stand at its end
         onnx.save(graph, target)
     _seal(target)
+    return False
 
 
 CONVERSIONS: dict[str, Conversion] = {"int8": int8, "fp16": fp16}

@@ -8,6 +8,7 @@ import asyncio
 import shutil
 import tempfile
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from service.engine.base import Engine
 from service.errors import ConfigurationError, FoveaError
 from service.imaging.decode import DecodeBudget
 from service.imaging.preprocess import Preprocessor
+from service.imaging.spec import InputSpec
 from service.messages import ImagePayload, ModelRef
 from service.repository.source import FolderSource
 from service.server import image_limits
@@ -30,9 +32,13 @@ from service.workbench.conversions import CONVERSIONS, require_tools
 from service.workbench.evaluate import answer_all
 from service.workbench.evaluation import Comparison, answers_as_truth, counted
 from service.workbench.labelled import Labelled
+from service.workbench.manifest_text import Value, with_keys
+from service.workbench.stem import Pixels
 
 _MODEL_FILE = "model.onnx"
 _CARD = "README.md"
+_MANIFEST = "model.toml"
+_WHITE = 255
 _FIGURES_BEGIN = "<!-- figures: written by fovea quantize, do not edit -->"
 _FIGURES_END = "<!-- end of figures -->"
 _CALIBRATION_IMAGES = 128  # ranges and means hardly move beyond
@@ -177,7 +183,13 @@ async def _drafted(
     source = settings.repository.path / ref.name / str(here.loaded.version)
     draft = _copied(source, target, scratch)
     file = draft.folder / str(draft.version) / _MODEL_FILE
-    _converted(options.precision, source / _MODEL_FILE, file, rows)
+    spec = here.loaded.description.spec.input
+    assert spec is not None
+    pixels = None if options.as_version or (source / _MANIFEST).exists() else _pixels_of(spec)
+    if _converted(options.precision, source / _MODEL_FILE, file, rows, pixels):
+        assert pixels is not None
+        rows = pixels.of(rows, spec.layout)
+        _tell_of_pixels(draft.folder / _MANIFEST)
     repository = settings.repository.model_copy(update={"path": scratch})
     tried = settings.model_copy(update={"repository": repository})
     async with opened_here(tried, ModelRef(target.name, target.version)) as copy:
@@ -190,10 +202,33 @@ async def _drafted(
     return draft, verdict, str(here.described)
 
 
-def _converted(precision: str, source: Path, target: Path, rows: npt.NDArray[Any]) -> None:
-    """Raises ConfigurationError, whatever the tools stumble over."""
+def _pixels_of(spec: InputSpec) -> Pixels | None:
+    """How the input comes from pixels, where one step and one zero do for all channels; a copy may then take them."""
+    scale, mean, std = np.broadcast_arrays(*(np.asarray(numbers) for numbers in (spec.scale, spec.mean, spec.std)))
+    steps, zeros = scale / std, mean / scale
+    step, zero = float(steps.flat[0]), round(float(zeros.flat[0]))
+    is_one = bool(np.all(steps == step)) and bool(np.allclose(zeros, zero, rtol=0, atol=1e-6))
+    return Pixels(step, zero) if is_one and 0 <= zero <= _WHITE and spec.dtype == "float32" else None
+
+
+def _tell_of_pixels(manifest: Path) -> None:
+    """In the copy's manifest: it is fed pixels as they are, pixels last. Raises ConfigurationError."""
+    text = manifest.read_text(encoding="utf-8")
+    keys: dict[str, Value] = {"layout": "nhwc"}
+    if "preset" in tomllib.loads(text).get("input", {}):
+        keys |= {"preset": "raw"}
+    else:
+        keys |= {"scale": 1.0, "mean": 0.0, "std": 1.0}
     try:
-        CONVERSIONS[precision](source, target, rows)
+        manifest.write_text(with_keys(text, {"input": keys}), encoding="utf-8")
+    except tomllib.TOMLDecodeError:
+        raise ConfigurationError("model.toml: write each key of [input] on one line, where it can be changed") from None
+
+
+def _converted(precision: str, source: Path, target: Path, rows: npt.NDArray[Any], pixels: Pixels | None) -> bool:
+    """Whether it takes pixels now. Raises ConfigurationError, whatever the tools stumble over."""
+    try:
+        return CONVERSIONS[precision](source, target, rows, pixels)
     except ConfigurationError:
         raise
     except Exception as error:

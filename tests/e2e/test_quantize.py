@@ -1,6 +1,7 @@
 """`fovea quantize` as its users run it."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from onnx import helper
 from tests.support import bodies, tiny_models
 from tests.support.server_process import run_fovea
 
+UNSCALED = {"scale": 1.0, "mean": 0.0, "std": 1.0}
 NETWORK_IMAGES = 240  # 40 to calibrate with, 200 to judge by
 
 
-def network() -> Any:
-    """Three layers of which the middle one can be quantized, and whose scores are colours."""
+def network(stride: int = 1) -> Any:
+    """Three layers, whose scores are colours; the first can be quantized if it strides."""
     random = np.random.default_rng(0)
     spread = np.concatenate([np.eye(3), np.eye(3)]).reshape(6, 3, 1, 1)
     mixed = np.eye(6).reshape(6, 6, 1, 1) + random.normal(0.0, 0.05, (6, 6, 1, 1))
@@ -27,7 +29,7 @@ def network() -> Any:
         "head": (4.0 * np.concatenate([np.eye(3), np.eye(3)])).astype(np.float32),
     }
     nodes = [
-        helper.make_node("Conv", ["image", "w0", "b0"], ["c0"]),
+        helper.make_node("Conv", ["image", "w0", "b0"], ["c0"], strides=[stride, stride]),
         helper.make_node("Relu", ["c0"], ["r0"]),
         helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"]),
         helper.make_node("Relu", ["c1"], ["r1"]),
@@ -76,6 +78,26 @@ class TestQuantize:
         checked = run_fovea("check", "--model-repo", quantizable)
         assert "2 models, 0 with errors" in checked.stdout
         assert sorted(path.name for path in quantizable.iterdir()) == ["net", f"net-{precision}"]
+
+    @pytest.mark.parametrize("scaling", ['preset = "unit"', "scale = 1.0\nmean = [127, 127, 127]\nstd = 128.0"])
+    def test_copy_with_a_striding_first_layer_takes_pixels_and_says_so(
+        self, tmp_path: Path, many: Path, scaling: str
+    ) -> None:
+        root = tmp_path / "model_repo"
+        tiny_models.write_model(root, "net", network(stride=2))
+        manifest = (root / "net" / "model.toml").read_text()
+        (root / "net" / "model.toml").write_text(re.sub(r'preset = "\w+"', f'{scaling}\nlayout = "nchw"', manifest))
+        done = run_fovea("quantize", "net", "--images", many, "--model-repo", root)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        table = tomllib.loads((root / "net-int8" / "model.toml").read_text())["input"]
+        assert table["layout"] == "nhwc"
+        assert table.get("preset", "raw") == "raw"
+        assert [table.get(key, unscaled) for key, unscaled in UNSCALED.items()] == [*UNSCALED.values()]
+        checked = run_fovea("check", "--model-repo", root)
+        assert "2 models, 0 with errors" in checked.stdout
+        as_version = run_fovea("quantize", "net", "--images", many, "--as-version", "--model-repo", root)
+        assert as_version.returncode == 0, as_version.stdout
+        assert not (root / "net" / "2" / "model.toml").exists(), "a version takes what the others take"
 
     def test_copy_may_become_the_next_version(self, quantizable: Path, many: Path) -> None:
         done = run_fovea("quantize", "net", "--images", many, "--as-version", "--model-repo", quantizable)

@@ -1,5 +1,6 @@
 """int8 and fp16 copies of small networks, and the correction that keeps int8 near the original."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from onnx import helper
 
 from service.errors import ConfigurationError
-from service.workbench import conversions
+from service.workbench import conversions, stem
 from tests.support import tiny_models
 
 IMAGES = np.random.default_rng(0).random((32, 3, 16, 16)).astype(np.float32)
@@ -40,6 +41,37 @@ def network(*, layers: int = 4, groups: int = 1, batch: int | str = "N") -> onnx
     ]
     sides = {"image": ("float32", (batch, 3, 16, 16))}, {"scores": ("float32", (batch, 3))}
     return tiny_models.graph(nodes, *sides, constants)
+
+
+def photographic(
+    *, kernel: int = 3, stride: int = 2, pads: Sequence[int] = (0, 0, 1, 1), channels: int = 3, activation: str = "Clip"
+) -> onnx.ModelProto:
+    """A network whose first convolution strides over a picture of 16 x 24 pixels."""
+    random = np.random.default_rng(2)
+    constants = {
+        "w0": random.normal(0.0, 0.2, (16, channels, kernel, kernel)).astype(np.float32),
+        "b0": random.normal(0.1, 0.1, 16).astype(np.float32),
+        "w1": random.normal(0.0, 0.1, (16, 16, 3, 3)).astype(np.float32),
+        "b1": np.zeros(16, np.float32),
+        "head": random.normal(size=(16, 3)).astype(np.float32),
+        "least": np.float32(0.0),
+        "most": np.float32(6.0),
+    }
+    acts = {"Clip": ["c0", "least", "most"], "Relu": ["c0"], "Sigmoid": ["c0"]}[activation]
+    nodes = [
+        helper.make_node("Conv", ["image", "w0", "b0"], ["c0"], pads=list(pads), strides=[stride, stride]),
+        helper.make_node(activation, acts, ["r0"]),
+        helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["c1"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "head"], ["scores"]),
+    ]
+    sides = {"image": ("float32", ("N", channels, 16, 24))}, {"scores": ("float32", ("N", 3))}
+    return tiny_models.graph(nodes, *sides, constants)
+
+
+def pictures(channels: int = 3) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(3).integers(0, 256, (32, 16, 24, channels), np.uint8)
 
 
 def answers(path: Path, images: npt.NDArray[Any] = IMAGES) -> npt.NDArray[np.float32]:
@@ -116,3 +148,61 @@ def test_missing_tools_are_named_with_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr(conversions, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"make quantize.*fovea\[quantize\]"):
         conversions.require_tools()
+
+
+STEMS: dict[str, dict[str, Any]] = {
+    "EfficientNet's": {},
+    "as PyTorch pads": {"pads": (1, 1, 1, 1)},
+    "ResNet's": {"kernel": 7, "pads": (3, 3, 3, 3)},
+    "of patches": {"kernel": 4, "stride": 4, "pads": (0, 0, 0, 0)},
+    "gray": {"channels": 1},
+    "with a ReLU": {"activation": "Relu"},
+    "with what stays behind": {"activation": "Sigmoid"},
+}
+
+
+@pytest.mark.parametrize("kind", STEMS)
+def test_a_first_convolution_over_several_pixels_gives_the_same_numbers(tmp_path: Path, kind: str) -> None:
+    model = photographic(**STEMS[kind])
+    channels = STEMS[kind].get("channels", 3)
+    before = tiny_models.save(model, tmp_path / "before.onnx")
+    assert stem.widen(model)
+    after = tiny_models.save(model, tmp_path / "after.onnx")
+    widened = next(node for node in onnx.load(after).graph.node if node.op_type == "Conv")
+    weight = next(tensor for tensor in onnx.load(after).graph.initializer if tensor.name == widened.input[1])
+    assert weight.dims[1] % 4 == 0
+    rows = (pictures(channels).transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
+    np.testing.assert_allclose(answers(after, rows), answers(before, rows), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"stride": 1, "pads": (1, 1, 1, 1)},
+        {"pads": (0, 0, 0, 0)},  # its output is no half of the picture
+        {"kernel": 3, "stride": 5, "pads": (0, 0, 0, 0)},
+    ],
+    ids=["without a stride", "not half as wide", "of a stride that the width is no multiple of"],
+)
+def test_other_first_convolutions_stay_as_they_are(kind: dict[str, Any]) -> None:
+    model = photographic(**kind)
+    before = model.SerializeToString()
+    assert not stem.widen(model)
+    assert model.SerializeToString() == before
+
+
+def test_int8_copy_takes_the_pixels_themselves_where_it_may(tmp_path: Path) -> None:
+    source = tiny_models.save(photographic(), tmp_path / "source.onnx")
+    pixels = stem.Pixels(1 / 128, 127)
+    rows = ((pictures().astype(np.float32) - 127) / 128).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(pixels.of(rows, "nchw"), pictures())
+    assert conversions.int8(source, tmp_path / "pixels.onnx", rows, pixels)
+    assert not conversions.int8(source, tmp_path / "floats.onnx", rows)
+    before, by_floats = answers(source, rows), answers(tmp_path / "floats.onnx", rows)
+    by_pixels = answers(tmp_path / "pixels.onnx", pictures())
+    assert np.abs(by_pixels - before).max() < 0.05 * np.ptp(before)
+    np.testing.assert_allclose(by_pixels, by_floats, atol=0.01 * np.ptp(before))
+    graph = onnx.load(tmp_path / "pixels.onnx").graph
+    made_by = {output: node.op_type for node in graph.node for output in node.output}
+    weighted = [node for node in graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
+    assert [made_by.get(node.input[1]) for node in weighted] == ["DequantizeLinear"] * 3
