@@ -39,7 +39,9 @@ def slow_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def slow(slow_repository: Path) -> Iterator[ServerProcess]:
-    with ServerProcess(slow_repository / "slow", "--server.drain-delay-s", "0") as server:
+    """Its requests may take as long as a busy machine makes them."""
+    arguments = ("--server.drain-delay-s", "0", "--limits.timeout-ms", "20000")
+    with ServerProcess(slow_repository / "slow", *arguments) as server:
         yield server.wait_until_ready()
 
 
