@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 MODEL_FILE = "model.onnx"
 _MOST_TIMING_SECONDS = 0.4  # of a load, spent on finding the batch size that pays
 _TIMED_RUNS = 3
-INLINE_SECONDS = 0.001  # an execution that takes no longer may run on the event loop
+INLINE_SECONDS = 0.002  # an execution that takes no longer may run on the event loop
 
 
 @dataclass(frozen=True, slots=True)

@@ -394,3 +394,13 @@ async def test_each_version_has_its_own_labels_and_keys(tmp_path: Path) -> None:
         assert max(old, key=lambda label: old[label]) == "green"
         assert max(new, key=lambda label: new[label]) == "gr\u00fcn"
         assert new["gr\u00fcn"] < old["green"]
+
+
+@pytest.mark.parametrize(("seconds", "instances"), [(0.0012, 1), (0.0019, 1), (0.0021, 3)])
+async def test_a_network_that_costs_less_than_python_runs_on_the_event_loop_on_a_slow_machine_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, instances: int
+) -> None:
+    monkeypatch.setattr("service.loading.time_batches", lambda parts, sizes: {32: seconds})
+    write_model(tmp_path, "model", manifest=manifest(batching={"max_batch_size": 32}))
+    async with serving(tmp_path, execution={"threads": 3}) as server:
+        assert description(server).instances == instances
