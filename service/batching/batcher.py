@@ -222,8 +222,11 @@ class Batcher(Generic[ItemT, ResultT]):
     def _next_batch(self) -> Batch[ItemT, ResultT] | None:
         """The batch that should leave now, counted as in execution; None where none should."""
         while True:
-            now = self._clock()
             free = self._places - len(self._running)
+            if not free or not len(self._queue):
+                self._set_timer(None)
+                return None
+            now = self._clock()
             view = QueueView(len(self._queue), self._queue.oldest_at, free, self._instances)
             decision = self._policy.decide(view, now)
             if not isinstance(decision, Dispatch):

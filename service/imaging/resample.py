@@ -56,13 +56,24 @@ def pil_fast(pixels: Pixels, placement: Placement, interpolation: Interpolation,
     width, height = placement.content
     if (right - left, bottom - top) == (width, height):
         return pixels[round(top) : round(bottom), round(left) : round(right)]
+    box: Box
+    rest: Box
     if sideways:
         first, last = _lines(left, right, width, pixels.shape[1], interpolation)
-        narrow = _simd(pixels[:, first:last], interpolation, (0.0, top, last - first, bottom), (last - first, height))
-        return _simd(narrow, interpolation, (left - first, 0.0, right - first, height), (width, height))
-    first, last = _lines(top, bottom, height, pixels.shape[0], interpolation)
-    low = _simd(pixels[first:last], interpolation, (left, 0.0, right, last - first), (width, last - first))
-    return _simd(low, interpolation, (0.0, top - first, width, bottom - first), (width, height))
+        pixels = pixels[:, first:last]
+        lines, box = (last - first, height), (0.0, top, last - first, bottom)
+        rest = (left - first, 0.0, right - first, height)
+    else:
+        first, last = _lines(top, bottom, height, pixels.shape[0], interpolation)
+        pixels = pixels[first:last]
+        lines, box = (width, last - first), (left, 0.0, right, last - first)
+        rest = (0.0, top - first, width, bottom - first)
+    kind = PixelType.U8 if pixels.ndim == 2 else PixelType.U8x3
+    source = ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
+    between, result = ImageData(*lines, kind), ImageData(width, height, kind)
+    _simd(source, between, interpolation, box)
+    _simd(between, result, interpolation, rest)
+    return np.frombuffer(result.get_buffer(), np.uint8).reshape((height, width, *pixels.shape[2:]))
 
 
 def _lines(start: float, stop: float, out: int, source: int, interpolation: Interpolation) -> tuple[int, int]:
@@ -71,16 +82,13 @@ def _lines(start: float, stop: float, out: int, source: int, interpolation: Inte
     return max(0, math.floor(start - margin)), min(source, math.ceil(stop + margin))
 
 
-def _simd(pixels: Pixels, interpolation: Interpolation, box: Box, size: tuple[int, int]) -> Pixels:
+def _simd(source: ImageData, result: ImageData, interpolation: Interpolation, box: Box) -> None:
+    """The `box` of `source` into `result`."""
     left, top = max(0.0, box[0]), max(0.0, box[1])  # a float's last bit outside of the image is refused
-    right, bottom = min(float(pixels.shape[1]), box[2]), min(float(pixels.shape[0]), box[3])
-    kind = PixelType.U8 if pixels.ndim == 2 else PixelType.U8x3
-    source = ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
-    result = ImageData(*size, kind)
+    right, bottom = min(float(source.width), box[2]), min(float(source.height), box[3])
     window = CropBox(left, top, right - left, bottom - top)
     algorithm = ResizeAlg.convolution(_SIMD[interpolation])
     Resizer().resize(source, result, ResizeOptions(resize_alg=algorithm, crop_box=window))
-    return np.frombuffer(result.get_buffer(), np.uint8).reshape((size[1], size[0], *pixels.shape[2:]))
 
 
 def opencv(pixels: Pixels, placement: Placement, interpolation: Interpolation, antialias: bool) -> Pixels:
