@@ -54,12 +54,15 @@ class RequestContext:
         self.fields.update(fields)
 
 
-def publish(scope: Scope, root_path: str) -> None:
-    """Make of `scope` what ASGI has under a prefix: `path` begins with it, whether the proxy took it off or not."""
+def published(scope: Scope, root_path: str) -> Scope:
+    """`scope` as ASGI has it under a prefix: `path` begins with it, whether the proxy took it off or passed it on.
+
+    A copy: the connection keeps its own until the next request, and nothing that is noted of this one with it.
+    """
     path: str = scope["path"]
     if path != root_path and not path.startswith(f"{root_path}/"):
-        scope["path"] = root_path + path
-    scope["root_path"] = root_path
+        path = root_path + path
+    return {**scope, "root_path": root_path, "path": path}
 
 
 def route_path(scope: Scope) -> str:

@@ -16,7 +16,7 @@ from service.config import Settings
 from service.logs import request_id_var
 from service.messages import milliseconds
 from service.rest.connection import Departure
-from service.rest.context import RequestContext, publish, route_path
+from service.rest.context import RequestContext, published, route_path
 
 if TYPE_CHECKING:
     from service.tracing.otlp import RequestTrace, Tracing
@@ -45,11 +45,11 @@ class RequestLayer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        method = scope["method"]
-        if method == "HEAD":  # is answered as GET; uvicorn, which keeps the scope that it made, leaves the body out
-            scope = {**scope, "method": "GET"}
+        scope = published(scope, self._root_path)
         context = scope["fovea"] = RequestContext(scope["headers"])
-        publish(scope, self._root_path)
+        method = scope["method"]
+        if method == "HEAD":  # is answered as GET; uvicorn, which sees a scope of its own, leaves the body out
+            scope["method"] = "GET"
         token = request_id_var.set(context.request_id)
         trace = self._begin_trace(scope, context)
         status = 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,11 +12,12 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from service.config import LimitSettings
+from service.config import LimitSettings, Settings
 from service.errors import FoveaError
 from service.metrics import Metrics
 from service.rest.connection import Connection, next_piece
 from service.rest.guard import LOOK_SECONDS, ConnectionGuard
+from service.rest.middleware import RequestLayer
 from tests.support.clock import FakeClock
 
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -480,3 +482,33 @@ class TestRoom:
         house.connect()
         await house.pass_time(1)
         assert house.metrics.registry.get_sample_value("fovea_open_connections") == 2
+
+
+async def test_idle_connection_keeps_nothing_of_the_request_that_it_brought() -> None:
+    """A thousand of them wait for as long as their clients please; the last image of each would be a gigabyte."""
+    held: list[weakref.ref[Any]] = []
+
+    class Image(bytearray):
+        """Something to refer to weakly, as a request's ticket refers to its images."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        image = Image((await receive())["body"])
+        held.append(weakref.ref(image))
+        scope["fovea"].fields["model"] = image
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    house = House()
+    house.config = Config(
+        RequestLayer(app, Settings(), lambda: False),
+        interface="asgi3",
+        lifespan="off",
+        log_config=None,
+        proxy_headers=False,
+    )
+    connection, transport = house.connect()
+    connection.data_received(POST + b"Content-Length: 3\r\n\r\nabc")
+    await settle()
+    assert status_of(transport) == 200
+    assert [image() for image in held] == [None]
+    assert connection.cycle.scope["path"] == "/x"
