@@ -292,8 +292,9 @@ class ModelRepository(Generic[ModelT]):
         if by_name in seen:
             settled[by_name] = dict(seen[by_name].versions)
             self._forget_failures(by_name)
-        for found in seen.values():
+        for name, found in seen.items():
             self._note(found)
+            self._models[name].is_new = bool(found.versions) and not settled[name]
         self._forget_what_is_gone(seen)
         self._seen = seen
         self._observer.models_found(self._models)

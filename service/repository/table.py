@@ -46,7 +46,7 @@ class VersionStatus(Generic[ModelT]):
 class ModelStatus(Generic[ModelT]):
     """One line of the index. `default` is the version that answers requests without one, `fault` why it cannot now.
 
-    `card` is a file to read.
+    `card` is a file to read; `is_new` says that the folder was seen for the first time at the last look.
     """
 
     name: str
@@ -55,6 +55,7 @@ class ModelStatus(Generic[ModelT]):
     versions: tuple[VersionStatus[ModelT], ...]
     card: Path | None = None
     fault: str = ""
+    is_new: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -71,8 +72,13 @@ class ModelStatus(Generic[ModelT]):
             return self.problem
         newest_first = sorted(self.versions, key=lambda status: -status.version)
         reasons = (f"version {status.version}: {status.reason}" for status in newest_first if status.reason)
-        loading = any(status.state is ModelState.LOADING for status in self.versions)
-        return next(reasons, "it is loading" if loading else "version_policy names no version that is there")
+        if any(status.state is ModelState.LOADING for status in self.versions):
+            otherwise = "it is loading"
+        elif self.is_new:
+            otherwise = "it has just appeared, and is loaded once two looks at its folder agree"
+        else:
+            otherwise = "version_policy names no version that is there"
+        return next(reasons, otherwise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,7 @@ class ModelRecord(Generic[ModelT]):
     rollout: Rollout = NO_ROLLOUT
     configured: Rollout = NO_ROLLOUT  # what model.toml said last
     coming: frozenset[int] = frozenset()  # asked for by a call that waits for them
+    is_new: bool = False  # its folder was seen for the first time at the last look
     previous: int | None = None  # was stable before the last call
     default: int | None = None
     canary: Share | None = None
@@ -215,7 +222,7 @@ class ModelRecord(Generic[ModelT]):
             for version, record in sorted(self.records.items())
         )
         fault = "" if self.default is None else self.records[self.default].fault
-        return ModelStatus(self.name, self.problem, self.default, versions, self.found.card, fault)
+        return ModelStatus(self.name, self.problem, self.default, versions, self.found.card, fault, self.is_new)
 
     @property
     def rollout_status(self) -> RolloutStatus:

@@ -340,10 +340,11 @@ async def test_a_new_model_is_left_alone_until_two_looks_agree(shelf: Shelf) -> 
     shelf.source.put("new", 1)
     await shelf.look()
     assert shelf.loader.attempts == []
-    with pytest.raises(ModelNotReady):
+    with pytest.raises(ModelNotReady, match="has just appeared"):
         shelf.served("new")
     await shelf.look()
     assert shelf.served("new") == 1
+    assert not shelf.repository.status("new").is_new
 
 
 async def test_touching_the_files_of_the_version_in_service_swaps_nothing(shelf: Shelf) -> None:
