@@ -28,6 +28,7 @@ from service.drift import Reference
 from service.engine import onnx_file
 from service.engine.base import Engine
 from service.engine.ort import OrtEngine
+from service.engine.padded import PaddedEngine, bucket_sizes
 from service.engine.spec import ExecutionSpec
 from service.errors import EngineFailed, FoveaError, ModelLoadError
 from service.imaging.clips import RowMaker, row_maker
@@ -42,6 +43,7 @@ from service.metrics import Metrics
 from service.model_files import MAX_VERSION_BYTES, ModelFiles
 from service.tasks import TASKS, Task
 from service.tasks.base import Scores
+from service.tensors import signature_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
     """Read, verify, open and warm one version. Blocking. Raises ModelLoadError with the reason."""
     files = ModelFiles(folder, version, sums_required=context.sums_required, max_bytes=context.max_version_bytes)
     try:
-        parts = _sized(_opened(folder, version, files, context), files, context)
+        parts = _for_its_device(_sized(_opened(folder, version, files, context), files, context))
         _warm_up(parts)
         _check_golden(parts, files, context)
         return replace(parts, reference=_reference(parts, files, context))
@@ -145,6 +147,17 @@ def _sized(parts: LoadedParts, files: ModelFiles, context: LoadContext) -> Loade
     return replace(parts, spec=replace(parts.spec, batching=batching), batch_seconds=seconds_of[size])
 
 
+def _for_its_device(parts: LoadedParts) -> LoadedParts:
+    """A device sees batches of a few sizes only; a CPU every one."""
+    spec, engine = parts.spec, parts.engine
+    signature = signature_of(engine.inputs, engine.outputs, spec.input.tensor if spec.input else None)
+    is_open = signature.is_batched and all(one.shape[0] == -1 for one in engine.inputs)
+    if engine.provider.name == "cpu" or not is_open:
+        return parts
+    with_rows = [place for place, output in enumerate(engine.outputs) if output in signature.outputs]
+    return replace(parts, engine=PaddedEngine(engine, with_rows, bucket_sizes(spec.batching.max_batch_size)))
+
+
 def _network(parts: LoadedParts, files: ModelFiles, sizes: Sequence[int]) -> Hashable:
     """What two versions have in common that differ in their weights alone. Enough to expect the same timings."""
     model = files.of_version(MODEL_FILE)
@@ -199,11 +212,12 @@ def _reference(parts: LoadedParts, files: ModelFiles, context: LoadContext) -> R
 
 
 def _warm_up(parts: LoadedParts) -> None:
-    """Run batches of 1, 2 and the largest size, and look whether the answer can be what the manifest says."""
+    """Run batches of 1, 2 and the largest size, on a device of all it will see, and look whether the answer fits."""
     if parts.spec.input is None:
         return
     largest = parts.spec.batching.max_batch_size
-    for size in sorted({1, min(2, largest), largest}):
+    few = sorted({1, min(2, largest), largest})
+    for size in few if parts.engine.provider.name == "cpu" else bucket_sizes(largest):
         with _refusing_what_fails(size):
             raw = _run(parts, noise(parts.spec.input, size))
             parts.task.scores(raw)

@@ -35,7 +35,7 @@ from service.imaging.clips import Inspected, Payload
 from service.imaging.spec import InputSpec
 from service.inference_statistics import Execution
 from service.isolation import isolate
-from service.lane import ExecutionThreads, FusedLane, InlineLane, Lane
+from service.lane import DeviceLane, ExecutionThreads, FusedLane, InlineLane, Lane
 from service.loading import INLINE_SECONDS, LoadContext, LoadedParts, checked_rows, scores_of, trial
 from service.machine import give_back_memory
 from service.manifest import ModelSpec
@@ -135,10 +135,10 @@ def timings_of(entry: ModelEntry, answer: Answer) -> Timings:
 
 def _lane(parts: LoadedParts, threads: ExecutionThreads) -> Lane:
     """Where the version runs: what the manifest says, else by provider and by what warm-up measured."""
+    if parts.engine.provider.name != "cpu":
+        return DeviceLane(threads, parts.instances) if parts.instances else DeviceLane(threads)
     if parts.instances:
         return FusedLane(threads, parts.instances)
-    if parts.engine.provider.name != "cpu":
-        return FusedLane(threads, 1)
     if parts.batch_seconds <= INLINE_SECONDS:
         return InlineLane(threads)
     return FusedLane(threads, threads.count)
@@ -484,24 +484,33 @@ class LoadedModel:
             np.empty((len(group), *shape), spec.dtype)
             for spec, shape in zip(self.signature.inputs, shapes, strict=True)
         ]
-        good: list[tuple[ModelEntry, float, float]] = []
-        for entry in group:
+        seconds: dict[int, tuple[float, float]] = {}  # of each row that was filled: when, and how long
+
+        def fill(place: int) -> None:
             fill_at = time.monotonic()
-            try:
-                self._fill(entry.item, arrays, len(good))
-            except FoveaError as error:
-                entry.reject(error)
-                continue
-            except MemoryError:
-                entry.reject(OutOfMemory())
-                continue
-            except Exception:
-                logger.exception("preprocessing_failed")
-                entry.reject(InternalError("Preprocessing failed: this is a bug"))
-                continue
-            good.append((entry, fill_at, time.monotonic() - fill_at))
-        rows = {spec.name: array[: len(good)] for spec, array in zip(self.signature.inputs, arrays, strict=True)}
-        return rows, good
+            if self._fill_or_reject(group[place], arrays, place):
+                seconds[place] = fill_at, time.monotonic() - fill_at
+
+        self._lane.spread(fill, range(len(group)))
+        good = [(entry, *seconds[place]) for place, entry in enumerate(group) if place in seconds]
+        if len(good) < len(group):
+            arrays = [array[sorted(seconds)] for array in arrays]
+        return {spec.name: array for spec, array in zip(self.signature.inputs, arrays, strict=True)}, good
+
+    def _fill_or_reject(self, entry: ModelEntry, arrays: Sequence[Array], place: int) -> bool:
+        """The entry's row of every input; False where it has none, which its caller has been told."""
+        try:
+            self._fill(entry.item, arrays, place)
+        except FoveaError as error:
+            entry.reject(error)
+        except MemoryError:
+            entry.reject(OutOfMemory())
+        except Exception:
+            logger.exception("preprocessing_failed")
+            entry.reject(InternalError("Preprocessing failed: this is a bug"))
+        else:
+            return True
+        return False
 
     def _fill(self, item: Item, arrays: Sequence[Array], place: int) -> None:
         """The item's row of every input. Raises InvalidImage."""

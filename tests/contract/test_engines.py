@@ -12,12 +12,21 @@ from onnx import helper
 
 from service.engine.base import Engine, TensorSpec
 from service.engine.ort import OrtEngine
+from service.engine.padded import PaddedEngine, bucket_sizes
 from service.engine.spec import ExecutionSpec
 from service.errors import EngineFailed, ModelLoadError
 from tests.support import tiny_models
 
 Open = Callable[[Path], Engine]
-ENGINES: dict[str, Open] = {"ort": lambda path: OrtEngine(path, ExecutionSpec(("cpu",)))}
+
+
+def _padded(path: Path) -> Engine:
+    engine = OrtEngine(path, ExecutionSpec(("cpu",)))
+    with_rows = [place for place, output in enumerate(engine.outputs) if output.shape[:1] == (-1,)]
+    return PaddedEngine(engine, with_rows, bucket_sizes(8))
+
+
+ENGINES: dict[str, Open] = {"ort": lambda path: OrtEngine(path, ExecutionSpec(("cpu",))), "padded": _padded}
 
 
 @pytest.fixture(params=sorted(ENGINES))

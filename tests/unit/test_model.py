@@ -4,6 +4,7 @@ import asyncio
 import gc
 import hashlib
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from service.engine.base import ProviderInfo, Tensor
 from service.engine.ort import OrtEngine
 from service.errors import EngineFailed, InvalidImage, NoImageSignature
 from service.messages import Classification, InferenceResult
@@ -404,3 +406,31 @@ async def test_a_network_that_costs_less_than_python_runs_on_the_event_loop_on_a
     write_model(tmp_path, "model", manifest=manifest(batching={"max_batch_size": 32}))
     async with serving(tmp_path, execution={"threads": 3}) as server:
         assert description(server).instances == instances
+
+
+async def test_a_device_sees_a_few_sizes_only_and_runs_what_idle_threads_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the device: the CPU runs what a device would."""
+    sizes: list[int] = []
+
+    class OnDevice(OrtEngine):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            self.provider = ProviderInfo("cuda")
+
+        def run(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+            sizes.append(len(next(iter(feeds.values()))))
+            return super().run(feeds)
+
+    monkeypatch.setattr("service.loading.OrtEngine", OnDevice)
+    write_model(tmp_path, "model", manifest=manifest(batching={"max_batch_size": 6}))
+    colors = ["red", "green", "blue", "green", "red", "blue", "blue"]
+    async with serving(tmp_path, execution={"threads": 3}) as server:
+        assert {1, 2, 4, 6} <= set(sizes), "each size is warmed up"
+        assert description(server).instances == 2
+        asked = [picture(color) for color in colors]
+        assert best_labels(await classify(server.pipeline, "model", *asked)) == colors
+        damaged = await classify(server.pipeline, "model", asked[0], damaged_picture(), asked[2])
+        assert [type(item) for item in damaged.items] == [Classification, InvalidImage, Classification]
+    assert set(sizes) <= {1, 2, 4, 6}
