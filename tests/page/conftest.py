@@ -111,6 +111,9 @@ def open_page(context: BrowserContext, server: ServerProcess, console: list[str]
     def listen(page: Page) -> None:
         page.on("console", lambda said: console.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: console.append(f"{error.name}: {error.message}"))
+        page.on(
+            "filechooser", lambda chooser: None
+        )  # from the start: told at the last moment, Chromium may open its own
 
     def opened(url: str = server.url, model: str | None = None, status: str = "ready") -> Workbench:
         page = context.new_page()
