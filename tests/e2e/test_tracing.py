@@ -57,8 +57,8 @@ def test_a_request_is_a_span_below_its_callers_with_its_stages_below_it(
     trace_id, span_id, headers = parent()
     before = time.time_ns()
     answer = post(server, bodies.drawn_digit(3), headers | {"x-request-id": "traced-1"})
-    after = time.time_ns()
     spans = poll(lambda: len(found := collector.of_trace(trace_id)) == 6 and found, "six spans")
+    after = time.time_ns()  # a span ends when its answer is out, which the client may have before
     by_name = {span.name: span for span in spans}
     top = by_name["POST /api/v1/models/{model}/classify"]
     assert top.parent_span_id.hex() == span_id
