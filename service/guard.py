@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from service.engine.base import Engine
 from service.errors import EngineFailed
-from service.lane import Lane
+from service.lane import End, Lane
 from service.metrics import ModelMetrics
 
 logger = logging.getLogger(__name__)
@@ -56,19 +56,11 @@ class Guard:
         self._failed_at: deque[float] = deque(maxlen=FAILURES)
         self._trying: asyncio.Task[None] | None = None
 
-    async def run(self, job: Callable[[], ResultT], *, light: bool = False) -> ResultT:
-        """Run `job` in the lane. Raises what it raises, and EngineFailed where it was given up."""
-        run = _Run(job, self._clock)
+    def start(self, job: Callable[[], ResultT], end: End[ResultT], *, light: bool = False) -> None:
+        """Run `job` in the lane, and call `end` as the lane does; with EngineFailed where the job was given up."""
+        run = _Run(job, end, self._runs, self._clock)
         self._runs.add(run)
-        try:
-            return await self._lane.run(run, light=light)
-        except asyncio.CancelledError:
-            if not run.is_given_up or run.task is None:
-                raise
-            run.task.uncancel()
-            raise EngineFailed("The execution hung and was given up.") from None
-        finally:
-            self._runs.discard(run)
+        self._lane.start(run, run.ended, light=light)
 
     def succeeded(self) -> None:
         """An execution was answered."""
@@ -88,12 +80,11 @@ class Guard:
         lost = 0
         for run in list(self._runs):
             seconds = now - run.began_at if run.began_at is not None else 0.0
-            if run.is_given_up or seconds <= limit_seconds:
+            if seconds <= limit_seconds:
                 continue
-            if seconds > limit_seconds + GIVE_UP_SECONDS and run.task is not None:
+            if seconds > limit_seconds + GIVE_UP_SECONDS:
                 lost += 1
-                run.is_given_up = True
-                run.task.cancel()
+                run.ended(None, EngineFailed("The execution hung and was given up."))
                 logger.error("execution_given_up", extra={"model": self._name, "seconds": round(seconds, 1)})
             elif not run.is_terminated:
                 run.is_terminated = True
@@ -130,26 +121,40 @@ class Guard:
             self._trying = None
 
     async def _is_well(self, trial: Callable[[], object]) -> bool:
-        try:
-            await self.run(trial)
-        except (EngineFailed, MemoryError):
-            return False
-        return True
+        """Whether `trial` runs. Raises what says nothing about the engine."""
+        tried: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        self.start(trial, lambda _, error: None if tried.done() else tried.set_result(error))
+        error = await tried
+        if error is None or isinstance(error, EngineFailed | MemoryError):
+            return error is None
+        raise error
 
 
 class _Run(Generic[ResultT]):
     """One execution under way: the job, as the lane calls it. `began_at` is when it did."""
 
-    __slots__ = ("_clock", "_job", "began_at", "is_given_up", "is_terminated", "task")
+    __slots__ = ("_clock", "_end", "_job", "_runs", "began_at", "is_terminated")
 
-    def __init__(self, job: Callable[[], ResultT], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        job: Callable[[], ResultT],
+        end: End[ResultT],
+        runs: "set[_Run[Any]]",
+        clock: Callable[[], float],
+    ) -> None:
         self._job = job
+        self._end = end
+        self._runs = runs
         self._clock = clock
-        self.task = asyncio.current_task()
         self.began_at: float | None = None
         self.is_terminated = False
-        self.is_given_up = False
 
     def __call__(self) -> ResultT:
         self.began_at = self._clock()
         return self._job()
+
+    def ended(self, result: ResultT | None, error: BaseException | None) -> None:
+        """Whichever comes first is told: that the job ended, or that it was given up."""
+        if self in self._runs:
+            self._runs.remove(self)
+            self._end(result, error)

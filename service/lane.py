@@ -1,8 +1,8 @@
 """Where a version's work runs: which threads, and how many executions at once.
 
-A lane takes one blocking job (decode, run, finish a batch) and awaits it somewhere. All lanes of a process share one
-set of execution threads, as many as there are usable CPUs, so that several models share the machine instead of
-fighting over it. Knows nothing of what a job does.
+A lane takes one blocking job (decode, run, finish a batch), runs it somewhere and tells on the event loop how it
+ended. All lanes of a process share one set of execution threads, as many as there are usable CPUs, so that several
+models share the machine instead of fighting over it. Knows nothing of what a job does.
 """
 
 import asyncio
@@ -19,7 +19,9 @@ ResultT = TypeVar("ResultT")
 
 ItemT = TypeVar("ItemT")
 
-_Job = tuple[Callable[[], Any], "asyncio.Future[Any] | None"]  # None: it helps another job, which waits for it
+End = Callable[[ResultT | None, BaseException | None], None]  # is told a job's result, or what it raised
+_Listener = tuple[asyncio.AbstractEventLoop, End[Any]]
+_Job = tuple[Callable[[], Any], _Listener | None]  # None: it helps another job, which waits for it
 
 
 class Lane(Protocol):
@@ -33,8 +35,8 @@ class Lane(Protocol):
         """How many jobs more it takes, for whoever has just ended one: the next then begins without the event loop."""
         ...
 
-    async def run(self, job: Callable[[], ResultT], *, light: bool = False) -> ResultT:
-        """Run `job`; raises what it raises. A job that started is never abandoned half-way.
+    def start(self, job: Callable[[], ResultT], end: End[ResultT], *, light: bool = False) -> None:
+        """Run `job` and call `end` on the event loop, once: where the loop runs the job itself, before this returns.
 
         `light` says that it takes less time than the event loop can be spared for.
         """
@@ -69,20 +71,19 @@ class ExecutionThreads:
         self._is_closed = False
         self._start()
 
-    async def run(self, job: Callable[[], ResultT]) -> ResultT:
-        """Run `job` on the first thread that is free; one cancelled before never begins.
+    def start(self, job: Callable[[], ResultT], end: End[ResultT]) -> None:
+        """Run `job` on the first thread that is free, then call `end` on the event loop that runs here.
 
-        Raises what it raises, and RuntimeError once the threads are closed.
+        Raises RuntimeError once the threads are closed.
         """
-        future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
+        listener = asyncio.get_running_loop(), end
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("The execution threads are closed.")
             if self._idle:
-                self._idle.pop().put((job, future))
+                self._idle.pop().put((job, listener))
             else:
-                self._waiting.append((job, future))
-        return await future
+                self._waiting.append((job, listener))
 
     def spread(self, work: Callable[[ItemT], None], items: Sequence[ItemT]) -> None:
         """Do `work` for each of `items`, on this thread and on those that are idle now; return when all is done."""
@@ -181,30 +182,19 @@ class _Place:
             os.sched_setaffinity(0, {self._own} if is_kept else self._every)
 
 
-def _run(job: Callable[[], Any], future: "asyncio.Future[Any] | None") -> None:
-    """Run `job`, and let how it ended be told on the event loop of `future`, where anybody waits there."""
-    if future is None:
+def _run(job: Callable[[], Any], listener: _Listener | None) -> None:
+    """Run `job` in this thread, and tell its listener on the listener's event loop how it ended."""
+    if listener is None:
         job()
         return
-    if future.cancelled():
-        return
+    loop, end = listener
     try:
-        end = partial(_settle, future, job())
-    except BaseException as error:  # noqa: BLE001  # whatever it is, it belongs to whoever waits
-        end = partial(_fail, future, error)
-    with suppress(RuntimeError):  # the loop is closed: nobody waits
-        future.get_loop().call_soon_threadsafe(end)
-    del end  # or an error and this frame would hold each other, and the batch
-
-
-def _settle(future: "asyncio.Future[ResultT]", result: ResultT) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: "asyncio.Future[Any]", error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+        told = partial(end, job(), None)
+    except BaseException as error:  # noqa: BLE001  # whatever it is, it belongs to whoever listens
+        told = partial(end, None, error)
+    with suppress(RuntimeError):  # the loop is closed: nobody listens
+        loop.call_soon_threadsafe(told)
+    del told  # or an error and this frame would hold each other, and the batch
 
 
 class FusedLane:
@@ -218,8 +208,8 @@ class FusedLane:
         self.width = width
         self.ahead = 1 if width == threads.count else 0  # fewer than the threads is a bound that one more would break
 
-    async def run(self, job: Callable[[], ResultT], *, light: bool = False) -> ResultT:
-        return await self._threads.run(job)
+    def start(self, job: Callable[[], ResultT], end: End[ResultT], *, light: bool = False) -> None:
+        self._threads.start(job, end)
 
     def spread(self, work: Callable[[ItemT], None], items: Sequence[ItemT]) -> None:
         for item in items:
@@ -238,8 +228,8 @@ class DeviceLane:
         self._threads = threads
         self.width = width
 
-    async def run(self, job: Callable[[], ResultT], *, light: bool = False) -> ResultT:
-        return await self._threads.run(job)
+    def start(self, job: Callable[[], ResultT], end: End[ResultT], *, light: bool = False) -> None:
+        self._threads.start(job, end)
 
     def spread(self, work: Callable[[ItemT], None], items: Sequence[ItemT]) -> None:
         self._threads.spread(work, items)
@@ -258,11 +248,17 @@ class InlineLane:
     def __init__(self, threads: ExecutionThreads) -> None:
         self._threads = threads
 
-    async def run(self, job: Callable[[], ResultT], *, light: bool = False) -> ResultT:
+    def start(self, job: Callable[[], ResultT], end: End[ResultT], *, light: bool = False) -> None:
         if not light:
-            return await self._threads.run(job)
+            self._threads.start(job, end)
+            return
         self._threads.inline_jobs += 1
-        return job()
+        try:
+            result = job()
+        except Exception as error:  # noqa: BLE001  # as on a thread
+            end(None, error)
+        else:
+            end(result, None)
 
     def spread(self, work: Callable[[ItemT], None], items: Sequence[ItemT]) -> None:
         for item in items:

@@ -35,7 +35,7 @@ from service.imaging.clips import Inspected, Payload
 from service.imaging.spec import InputSpec
 from service.inference_statistics import Execution
 from service.isolation import isolate
-from service.lane import DeviceLane, ExecutionThreads, FusedLane, InlineLane, Lane
+from service.lane import DeviceLane, End, ExecutionThreads, FusedLane, InlineLane, Lane
 from service.loading import INLINE_SECONDS, LoadContext, LoadedParts, checked_rows, scores_of, trial
 from service.machine import give_back_memory
 from service.manifest import ModelSpec
@@ -343,9 +343,17 @@ class LoadedModel:
     def _waiting(self) -> int:
         return self._batcher.waiting
 
-    async def _execute(self, batch: Batch[Item, Answer]) -> list[tuple[ModelEntry, Answer]]:
+    def _execute(self, batch: Batch[Item, Answer], end: End[list[tuple[ModelEntry, Answer]]]) -> None:
         light = sum(_nbytes(entry.item) for entry in batch.entries) <= _INLINE_BYTES
-        done = await self.guard.run(partial(self._work, batch), light=light)
+        self.guard.start(partial(self._work, batch), partial(self._executed, end), light=light)
+
+    def _executed(
+        self, end: End[list[tuple[ModelEntry, Answer]]], done: Done | None, error: BaseException | None
+    ) -> None:
+        """Record an execution, and tell the batcher."""
+        if done is None:
+            end(None, error)
+            return
         if done.faults:
             self._account(done)
         elif done.answered:
@@ -353,7 +361,7 @@ class LoadedModel:
         for execution in done.executions:
             self.statistics.executed(execution)
         self._metrics.postprocessed(sum(execution.output_seconds for execution in done.executions))
-        return done.answered
+        end(done.answered, None)
 
     def _work(self, batch: Batch[Item, Answer]) -> Done:
         """Fill, run, finish. Where the lane runs it. Rows of different shapes run apart from each other."""

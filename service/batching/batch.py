@@ -13,16 +13,18 @@ from service.batching.request_queue import Entry, ItemT, ResultT
 class Batch(Generic[ItemT, ResultT]):
     """Entries that run together. Open, it stands ready for a thread and may still grow, until `begin`.
 
-    It belongs to the event loop, but for `begin`, which whoever runs it calls first, from any thread.
+    It belongs to the event loop, but for `begin`, which whoever runs it calls first, from any thread. `left_at` is when
+    it left the queue.
     """
 
-    __slots__ = ("_clock", "_lock", "entries", "is_open")
+    __slots__ = ("_clock", "_lock", "entries", "is_open", "left_at")
 
     def __init__(
         self, entries: list[Entry[ItemT, ResultT]], clock: Callable[[], float], *, is_open: bool = False
     ) -> None:
         self.entries = entries
         self.is_open = is_open
+        self.left_at = clock()
         self._clock = clock
         self._lock = threading.Lock() if is_open else None
 

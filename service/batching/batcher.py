@@ -11,10 +11,10 @@ own; all state lives on the event loop, so there is no lock.
 What arrives in one turn of the event loop is looked at together, at its end: requests that were read from their sockets
 in the same turn share a batch, and none waits for another turn.
 
-    submit ──> queue ──pump──> policy.decide ──Dispatch(n)──> form ──> execute(batch) ──> entries resolved
-                 ^                  │                                        │
-                 │                  └─ WaitUntil(t): a timer pumps again     │
-                 └───────────────────────── an instance is free: pump <──────┘
+    submit ──> queue ──pump──> policy.decide ──Dispatch(n)──> form ──> execute(batch, end) ──> entries resolved
+                 ^                  │                                          │
+                 │                  └─ WaitUntil(t): a timer pumps again       │
+                 └────────────────────────── an instance is free: pump <──────┘
 
 *Bounded.* A full queue refuses (`queue_full`). So does a queue whose backlog would take longer than `max_queue_wait_ms`
 by the measured rate, what runs now included (`queue_wait`): a length alone is too short for bursts of a fast model and
@@ -32,9 +32,9 @@ then runs for nobody. One timer serves all entries: it stands at the earliest de
 answered long before theirs, it is set once in a while and not once a request.
 
 *Owned replies.* Each entry owns its reply. `execute` gets the entries, rejects the ones that turn out bad (a damaged
-image) at once, and returns a result for each of the others. If it raises, the entries of that batch fail, and no other.
-One caller's fate never reaches its neighbours: a cancelled entry in a running batch only means that nobody reads that
-row.
+image) at once, and tells `end` a result for each of the others. If it tells an error, the entries of that batch fail,
+and no other. One caller's fate never reaches its neighbours: a cancelled entry in a running batch only means that
+nobody reads that row.
 
 *Device first.* When an execution ends, the next batch leaves before the answers of the last one are written: that is
 the event loop's work, and the instance need not wait for it. An inline lane runs batches one after the other for some
@@ -57,7 +57,8 @@ import logging
 import math
 import time
 from bisect import bisect_right, insort
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, Protocol
 
 from service.batching.batch import Batch
@@ -79,7 +80,8 @@ _RETRY_AFTER_SECONDS = (1, 3)
 _TURN_SECONDS = 0.010  # of batches one after the other before the event loop looks at its sockets again
 
 Replies = Sequence[tuple[Entry[ItemT, ResultT], ResultT]]
-Execute = Callable[[Batch[ItemT, ResultT]], Awaitable[Replies[ItemT, ResultT]]]
+End = Callable[[Replies[ItemT, ResultT] | None, BaseException | None], None]
+Execute = Callable[[Batch[ItemT, ResultT], End[ItemT, ResultT]], None]
 
 
 class BatchObserver(Protocol):
@@ -91,9 +93,10 @@ class BatchObserver(Protocol):
 class Batcher(Generic[ItemT, ResultT]):
     """Forms batches for one version of one model.
 
-    `execute` is awaited with a batch, begins it, and returns the result of each entry that it did not reject;
-    `instances` is how many batches may be in execution at once, `ahead` how many more may stand ready for whichever of
-    these ends first. Belongs to the running event loop.
+    `execute` is called with a batch, begins it, and calls `end` once on the event loop: with the result of each entry
+    that it did not reject, or with why there is none. It may do so before it returns. `instances` is how many batches
+    may be in execution at once, `ahead` how many more may stand ready for whichever of these ends first. Belongs to the
+    running event loop.
     """
 
     def __init__(
@@ -116,12 +119,12 @@ class Batcher(Generic[ItemT, ResultT]):
         self._places = instances + ahead  # of batches that have left the queue
         self._clock = clock
         self._queue: RequestQueue[ItemT, ResultT] = RequestQueue(spec.max_queue_size)
-        self._tasks: set[asyncio.Task[None]] = set()
         self._running: list[Batch[ItemT, ResultT]] = []  # and standing ready
         self._timer: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_at = math.inf
         self._pump_is_due = False
+        self._is_pumping = False
         self._seconds_of: dict[int, float] = {}  # batch size -> seconds of an execution, a moving average
         self._sizes: list[int] = []  # its keys, in order
         self._quiet = asyncio.Event()
@@ -170,8 +173,7 @@ class Batcher(Generic[ItemT, ResultT]):
         if deadline_at < self._expiry_at:
             self._expire_at(deadline_at)
         if not self._pump_is_due:
-            self._pump_is_due = True
-            entry.loop.call_soon(self._pump)
+            self._pump_soon()
         return entry
 
     def _refusal(self, share: float) -> Overloaded | None:
@@ -210,21 +212,37 @@ class Batcher(Generic[ItemT, ResultT]):
             self._expiry, self._expiry_at = None, math.inf
 
     def _pump(self) -> None:
+        """Let leave what may. Inline lanes run batch after batch in here, as long as the event loop can be spared."""
         self._pump_is_due = False
-        if len(self._running) > self._instances:
-            self._running[-1].grow(self._joining)
-        while batch := self._next_batch():
-            task = asyncio.get_running_loop().create_task(self._run(batch), name="execution")
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+        if self._is_pumping:  # an execution ended while it was started: the loop below goes on
+            return
+        self._is_pumping = True
+        try:
+            if len(self._running) > self._instances:
+                self._running[-1].grow(self._joining)
+            turn_ends_at = self._clock() + _TURN_SECONDS if len(self._queue) else 0.0
+            while (batch := self._next_batch()) is not None:
+                self._execute(batch, partial(self._ended, batch))
+                if self._clock() >= turn_ends_at:
+                    self._pump_soon()
+                    break
+        finally:
+            self._is_pumping = False
         self._settle()
+
+    def _pump_soon(self) -> None:
+        """Once the event loop has gone through what is ready."""
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
 
     def _next_batch(self) -> Batch[ItemT, ResultT] | None:
         """The batch that should leave now, counted as in execution; None where none should."""
         while True:
             free = self._places - len(self._running)
             if not free or not len(self._queue):
-                self._set_timer(None)
+                if self._timer is not None:
+                    self._set_timer(None)
                 return None
             now = self._clock()
             view = QueueView(len(self._queue), self._queue.oldest_at, free, self._instances)
@@ -262,41 +280,22 @@ class Batcher(Generic[ItemT, ResultT]):
                 batch.append(entry)
         return batch
 
-    async def _run(self, batch: Batch[ItemT, ResultT]) -> None:
-        """Run `batch`, and then the next one as long as the event loop can be spared: inline lanes do not yield it."""
-        began_at = self._clock()
-        following: Batch[ItemT, ResultT] | None = batch
-        while following is not None:
-            may_go_on = self._clock() - began_at < _TURN_SECONDS
-            following = await self._run_one(following, may_go_on)
-
-    async def _run_one(self, batch: Batch[ItemT, ResultT], may_go_on: bool) -> Batch[ItemT, ResultT] | None:
-        """Run a batch and hand out its answers; returns the one to run next."""
-        started_at = self._clock()
-        replies: Replies[ItemT, ResultT] = ()
-        following: Batch[ItemT, ResultT] | None = None
-        fault: FoveaError = EngineFailed("The execution ended without an answer: this is a bug")
-        try:
-            replies = await self._execute(batch)
-        except MemoryError:
-            fault = OutOfMemory()
-        except FoveaError as error:
-            fault = error
-        except Exception:
-            logger.exception("execution_failed", extra={"batch_size": len(batch.entries)})
-            fault = EngineFailed("The model failed on this batch.")
+    def _ended(
+        self, batch: Batch[ItemT, ResultT], replies: Replies[ItemT, ResultT] | None, error: BaseException | None
+    ) -> None:
+        """An execution has ended: the next one leaves, then the answers of this one go out."""
         if batch.entries:  # all who stood ready may have left
-            self._learn(len(batch.entries), self._clock() - started_at)
+            self._learn(len(batch.entries), self._clock() - batch.left_at)
         self._running.remove(batch)
         try:
-            following = self._next_batch() if may_go_on else None
             self._pump()
         finally:
-            for entry, result in replies:
+            for entry, result in replies or ():
                 entry.resolve(result)
-            for entry in batch.entries:
-                entry.fail(fault)  # whoever has no answer by now
-        return following
+            if replies is None or len(replies) < len(batch.entries):
+                fault = _fault(error, len(batch.entries))
+                for entry in batch.entries:
+                    entry.fail(fault)  # whoever has no answer by now
 
     def _learn(self, size: int, seconds: float) -> None:
         if size not in self._seconds_of:
@@ -305,11 +304,6 @@ class Batcher(Generic[ItemT, ResultT]):
         weight = _SLOWER_WEIGHT if seconds > known else _FASTER_WEIGHT
         self._seconds_of[size] = known + weight * (seconds - known)
         self._observer.batch_executed(size, seconds)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.critical("batcher_failed", exc_info=error)
 
     def _set_timer(self, delay_seconds: float | None) -> None:
         if self._timer is not None:
@@ -347,3 +341,15 @@ class Batcher(Generic[ItemT, ResultT]):
         low, high = _RETRY_AFTER_SECONDS
         retry_after = min(high, max(low, math.ceil(self.backlog_seconds)))
         return Overloaded(message, reason=reason, retry_after_seconds=retry_after)
+
+
+def _fault(error: BaseException | None, batch_size: int) -> FoveaError:
+    """What the entries of an execution are told that ended without answering them."""
+    if isinstance(error, MemoryError):
+        return OutOfMemory()
+    if isinstance(error, FoveaError):
+        return error
+    if error is not None:
+        logger.error("execution_failed", extra={"batch_size": batch_size}, exc_info=error)
+        return EngineFailed("The model failed on this batch.")
+    return EngineFailed("The execution ended without an answer: this is a bug")

@@ -3,10 +3,12 @@ says, and observers that remember what they were told."""
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,10 +18,11 @@ from service.batching.request_queue import Entry
 from service.batching.spec import BatchingSpec
 from service.engine.base import ProviderInfo, Tensor, TensorSpec
 from service.errors import ConfigurationError, EngineFailed
+from service.guard import Guard
 from service.imaging.decode import DecodeBudget
 from service.imaging.preprocess import Preprocessor
 from service.imaging.spec import ImageLimits, InputSpec
-from service.lane import ExecutionThreads
+from service.lane import ExecutionThreads, Lane
 from service.loading import LoadContext, LoadedParts
 from service.manifest import ModelSpec
 from service.metrics import Metrics
@@ -30,6 +33,8 @@ from service.repository.policy import Latest, VersionPolicy
 from service.repository.rollout import Rollout
 from service.repository.source import Fingerprint, FoundModel
 from service.tasks import TASKS, TaskSpec
+
+ResultT = TypeVar("ResultT")
 
 PATIENCE_SECONDS = 20.0  # how long a test waits for another thread before it fails
 
@@ -47,35 +52,36 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-class Execution:
-    """One batch that a PuppetExecute was given and has not ended."""
+End = Callable[[Any, BaseException | None], None]
 
-    def __init__(self, entries: Sequence[Entry[Any, Any]]) -> None:
+
+class Execution:
+    """One batch that a PuppetExecute began and has not ended."""
+
+    def __init__(self, entries: Sequence[Entry[Any, Any]], end: End) -> None:
         self.entries = list(entries)
-        self._ended: asyncio.Future[list[tuple[Entry[Any, Any], str]]] = asyncio.get_running_loop().create_future()
+        self.is_ended = False
+        self._end = end
 
     @property
     def items(self) -> list[Any]:
         return [entry.item for entry in self.entries]
 
-    @property
-    def is_ended(self) -> bool:
-        return self._ended.done()
-
     def finish(self) -> None:
         """Answer every entry with `answer(item)`, and end."""
-        self._ended.set_result([(entry, answer(entry.item)) for entry in self.entries])
+        self._tell([(entry, answer(entry.item)) for entry in self.entries], None)
 
     def end(self) -> None:
         """End without answering anyone who has no answer yet."""
-        self._ended.set_result([])
+        self._tell([], None)
 
     def fail(self, error: BaseException) -> None:
-        """End by raising `error`."""
-        self._ended.set_exception(error)
+        """End with `error`."""
+        self._tell(None, error)
 
-    async def wait(self) -> list[tuple[Entry[Any, Any], str]]:
-        return await self._ended
+    def _tell(self, replies: Any, error: BaseException | None) -> None:
+        self.is_ended = True
+        asyncio.get_running_loop().call_soon(self._end, replies, error)
 
 
 class PuppetExecute:
@@ -86,16 +92,27 @@ class PuppetExecute:
 
     def __init__(self, threads: int) -> None:
         self.batches: list[Execution] = []
-        self._threads = asyncio.Semaphore(threads)
+        self._free = threads
+        self._ready: deque[tuple[Batch[Any, Any], End]] = deque()
 
-    async def __call__(self, batch: Batch[Any, Any]) -> list[tuple[Entry[Any, Any], str]]:
-        async with self._threads:
+    def __call__(self, batch: Batch[Any, Any], end: End) -> None:
+        self._ready.append((batch, end))
+        self._begin()
+
+    def _begin(self) -> None:
+        while self._free and self._ready:
+            batch, end = self._ready.popleft()
             entries = batch.begin()
-            if not entries:
-                return []
-            execution = Execution(entries)
-            self.batches.append(execution)
-            return await execution.wait()
+            if entries:
+                self._free -= 1
+                self.batches.append(Execution(entries, partial(self._ended, end)))
+            else:
+                end([], None)
+
+    def _ended(self, end: End, replies: Any, error: BaseException | None) -> None:
+        self._free += 1
+        self._begin()
+        end(replies, error)
 
     @property
     def running(self) -> list[Execution]:
@@ -339,3 +356,17 @@ class PuppetService:
         preprocessor = Preprocessor(image, limits, budget)
         parts = LoadedParts(spec, self.engine, TASKS["multiclass"](task), preprocessor, "0" * 64, 1, 0.0)
         return LoadedModel(model.name, version, parts, LoadContext(self._threads, limits, budget, self.metrics))
+
+
+async def ran(lane: Lane | Guard, job: Callable[[], ResultT], *, light: bool = False) -> ResultT:
+    """What `job` gave in `lane`. Raises what it raised."""
+    ended: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
+
+    def end(result: Any, error: BaseException | None) -> None:
+        if error is not None:
+            ended.set_exception(error)
+        else:
+            ended.set_result(result)
+
+    lane.start(job, end, light=light)
+    return await ended

@@ -14,7 +14,7 @@ from service.lane import ExecutionThreads, FusedLane
 from service.messages import Classification, InferenceResult
 from service.server import device_is_lost
 from tests.support.clock import FakeClock
-from tests.support.puppets import PuppetEngine, PuppetService, turns, until
+from tests.support.puppets import PuppetEngine, PuppetService, ran, turns, until
 from tests.support.scrape import Scrape
 from tests.support.tiny_models import classify, picture
 
@@ -165,7 +165,7 @@ async def test_a_run_that_does_not_end_is_given_up_with_its_thread() -> None:
 
     guard = Guard("puppet/1", FusedLane(threads, 1), engine, None, Silent(), clock)  # type: ignore[arg-type]
     rows = {"x": np.zeros((1, 1), np.float32)}
-    running = asyncio.create_task(guard.run(lambda: engine.run(rows)))
+    running = asyncio.create_task(ran(guard, lambda: engine.run(rows)))
     await engine.entered()
     clock.advance(16.0)
     assert guard.look(15.0) == 0
@@ -176,7 +176,7 @@ async def test_a_run_that_does_not_end_is_given_up_with_its_thread() -> None:
         await running
     assert guard.look(15.0) == 0
     threads.replace_lost(1)
-    assert await guard.run(lambda: "served by a new thread") == "served by a new thread"
+    assert await ran(guard, lambda: "served by a new thread") == "served by a new thread"
     engine.release()
     threads.close()
 

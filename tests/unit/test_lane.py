@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from service.lane import ExecutionThreads, FusedLane, InlineLane
-from tests.support.puppets import PATIENCE_SECONDS, until
+from tests.support.puppets import PATIENCE_SECONDS, ran, until
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def threads() -> Iterator[ExecutionThreads]:
 
 
 async def test_a_job_runs_on_an_execution_thread_and_its_result_comes_back(threads: ExecutionThreads) -> None:
-    name = await FusedLane(threads, 2).run(lambda: threading.current_thread().name)
+    name = await ran(FusedLane(threads, 2), lambda: threading.current_thread().name)
     assert name.startswith("execution")
 
 
@@ -28,13 +28,13 @@ async def test_what_a_job_raises_comes_back(threads: ExecutionThreads) -> None:
         raise MemoryError("in the job")
 
     with pytest.raises(MemoryError, match="in the job"):
-        await FusedLane(threads, 2).run(job)
+        await ran(FusedLane(threads, 2), job)
 
 
 async def test_as_many_jobs_run_at_once_as_there_are_threads(threads: ExecutionThreads) -> None:
     together = threading.Barrier(2)
     lane = FusedLane(threads, 2)
-    await asyncio.gather(*(lane.run(lambda: together.wait(PATIENCE_SECONDS)) for _ in range(2)))
+    await asyncio.gather(*(ran(lane, lambda: together.wait(PATIENCE_SECONDS)) for _ in range(2)))
 
 
 async def test_a_job_that_started_is_finished_though_nobody_waits(threads: ExecutionThreads) -> None:
@@ -45,7 +45,7 @@ async def test_a_job_that_started_is_finished_though_nobody_waits(threads: Execu
         may_end.wait(PATIENCE_SECONDS)
         ended.set()
 
-    task = asyncio.create_task(FusedLane(threads, 2).run(job))
+    task = asyncio.create_task(ran(FusedLane(threads, 2), job))
     await asyncio.to_thread(started.wait, PATIENCE_SECONDS)
     task.cancel()
     may_end.set()
@@ -54,16 +54,16 @@ async def test_a_job_that_started_is_finished_though_nobody_waits(threads: Execu
 
 async def test_of_idle_threads_the_one_that_worked_last_works(threads: ExecutionThreads) -> None:
     together = threading.Barrier(2)
-    await asyncio.gather(*(threads.run(lambda: together.wait(PATIENCE_SECONDS)) for _ in range(2)))
+    await asyncio.gather(*(ran(FusedLane(threads, 1), lambda: together.wait(PATIENCE_SECONDS)) for _ in range(2)))
     await until(lambda: len(threads._idle) == 2)
-    last = await threads.run(threading.get_ident)
+    last = await ran(FusedLane(threads, 1), threading.get_ident)
     for _ in range(20):
         await until(lambda: len(threads._idle) == 2)
-        assert await threads.run(threading.get_ident) == last
+        assert await ran(FusedLane(threads, 1), threading.get_ident) == last
 
 
 async def test_lanes_share_the_threads_of_the_process(threads: ExecutionThreads) -> None:
-    used = {await FusedLane(threads, 2).run(threading.get_ident) for _ in range(20)}
+    used = {await ran(FusedLane(threads, 2), threading.get_ident) for _ in range(20)}
     assert len(used) <= threads.count == 2
 
 
@@ -72,8 +72,8 @@ async def test_lanes_share_the_threads_of_the_process(threads: ExecutionThreads)
 
 async def test_a_light_job_runs_on_the_event_loop_and_another_on_a_thread(threads: ExecutionThreads) -> None:
     lane = InlineLane(threads)
-    assert await lane.run(threading.get_ident, light=True) == threading.get_ident()
-    assert await lane.run(threading.get_ident) != threading.get_ident()
+    assert await ran(lane, threading.get_ident, light=True) == threading.get_ident()
+    assert await ran(lane, threading.get_ident) != threading.get_ident()
 
 
 async def test_what_an_inline_job_raises_comes_back(threads: ExecutionThreads) -> None:
@@ -81,7 +81,7 @@ async def test_what_an_inline_job_raises_comes_back(threads: ExecutionThreads) -
         raise MemoryError("in the job")
 
     with pytest.raises(MemoryError, match="in the job"):
-        await InlineLane(threads).run(job, light=True)
+        await ran(InlineLane(threads), job, light=True)
 
 
 async def _keeps_to(count: int, cpus: set[int]) -> list[set[int]]:
@@ -93,7 +93,7 @@ async def _keeps_to(count: int, cpus: set[int]) -> list[set[int]]:
         return os.sched_getaffinity(0)
 
     try:
-        return await asyncio.gather(*(threads.run(job) for _ in range(count)))
+        return await asyncio.gather(*(ran(FusedLane(threads, 1), job) for _ in range(count)))
     finally:
         threads.close()
 
@@ -138,7 +138,10 @@ class Held:
 
 async def test_closing_waits_for_what_runs_and_for_what_waits() -> None:
     threads, job = ExecutionThreads(1), Held()
-    running, waiting = asyncio.create_task(threads.run(job)), asyncio.create_task(threads.run(job))
+    running, waiting = (
+        asyncio.create_task(ran(FusedLane(threads, 1), job)),
+        asyncio.create_task(ran(FusedLane(threads, 1), job)),
+    )
     await job.begun()
     closing = asyncio.create_task(asyncio.to_thread(threads.close))
     job.end()
@@ -150,24 +153,15 @@ async def test_nothing_runs_after_closing() -> None:
     threads = ExecutionThreads(1)
     await asyncio.to_thread(threads.close)
     with pytest.raises(RuntimeError, match="closed"):
-        await threads.run(lambda: None)
-
-
-async def test_a_job_that_nobody_waits_for_any_more_does_not_begin() -> None:
-    threads, job, next_job = ExecutionThreads(1), Held(), Held()
-    running, waiting = asyncio.create_task(threads.run(job)), asyncio.create_task(threads.run(next_job))
-    await job.begun()
-    waiting.cancel()
-    await asyncio.wait({waiting})
-    job.end()
-    await running
-    await asyncio.to_thread(threads.close)
-    assert not next_job.has_begun
+        await ran(FusedLane(threads, 1), lambda: None)
 
 
 async def test_a_job_that_waits_behind_a_lost_thread_is_taken_by_a_new_one() -> None:
     threads, job = ExecutionThreads(1), Held()
-    hanging, waiting = asyncio.create_task(threads.run(job)), asyncio.create_task(threads.run(lambda: "served"))
+    hanging, waiting = (
+        asyncio.create_task(ran(FusedLane(threads, 1), job)),
+        asyncio.create_task(ran(FusedLane(threads, 1), lambda: "served")),
+    )
     await job.begun()
     threads.replace_lost(1)
     assert await waiting == "served"
@@ -179,7 +173,7 @@ async def test_a_job_that_waits_behind_a_lost_thread_is_taken_by_a_new_one() -> 
 
 async def test_the_next_job_begins_though_the_event_loop_is_busy(threads: ExecutionThreads) -> None:
     begun = [threading.Event() for _ in range(3)]
-    jobs = [asyncio.create_task(threads.run(event.set)) for event in begun]
+    jobs = [asyncio.create_task(ran(FusedLane(threads, 1), event.set)) for event in begun]
     await asyncio.sleep(0)
     assert all(event.wait(PATIENCE_SECONDS) for event in begun)  # held here, the loop does nothing
     await asyncio.gather(*jobs)
@@ -198,10 +192,10 @@ async def test_a_thread_roams_while_the_event_loop_runs_models_itself() -> None:
         return len(os.sched_getaffinity(0))
 
     async def cpus_of_each() -> set[int]:
-        return set(await asyncio.gather(*(threads.run(job) for _ in cpus)))
+        return set(await asyncio.gather(*(ran(FusedLane(threads, 1), job) for _ in cpus)))
 
     assert await cpus_of_each() == {1}
-    await InlineLane(threads).run(lambda: None, light=True)
+    await ran(InlineLane(threads), lambda: None, light=True)
     assert await cpus_of_each() == {len(cpus)}
     assert await cpus_of_each() == {1}
     await asyncio.to_thread(threads.close)
@@ -215,7 +209,7 @@ async def test_a_cpu_that_was_taken_away_costs_a_thread_its_place_and_nothing_el
 
     monkeypatch.setattr(os, "sched_setaffinity", refuse, raising=False)
     threads = ExecutionThreads(2, {0, 1})
-    assert [await threads.run(lambda: "ran") for _ in range(5)] == ["ran"] * 5
+    assert [await ran(FusedLane(threads, 1), lambda: "ran") for _ in range(5)] == ["ran"] * 5
     await asyncio.to_thread(threads.close)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from service.batching.batch import Batch
-from service.batching.batcher import Batcher
+from service.batching.batcher import Batcher, End
 from service.batching.policy import FairShare
 from service.batching.request_queue import Entry
 from service.batching.spec import BatchingSpec
@@ -282,10 +282,10 @@ async def test_an_execution_that_never_yields_is_followed_by_others_for_ten_mill
     ran: list[tuple[int, str]] = []  # (turn of the loop, item)
     turn = 0
 
-    async def execute(batch: Batch[str, str]) -> list[tuple[Entry[str, str], str]]:
+    def execute(batch: Batch[str, str], end: End[str, str]) -> None:
         clock.now += seconds
         ran.extend((turn, entry.item) for entry in batch.begin())
-        return [(entry, entry.item) for entry in batch.entries]
+        end([(entry, entry.item) for entry in batch.entries], None)
 
     spec = BatchingSpec(max_batch_size=1)
     batcher: Batcher[str, str] = Batcher(spec, FairShare(spec), execute, BatchLog(), instances=1, clock=clock)
