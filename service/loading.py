@@ -36,7 +36,7 @@ from service.imaging.decode import DecodeBudget
 from service.imaging.spec import ImageLimits, InputSpec
 from service.inference_statistics import Statistics
 from service.lane import ExecutionThreads
-from service.machine import give_back_memory
+from service.machine import give_back_memory, large_blocks_apart
 from service.manifest import ModelSpec
 from service.messages import ImagePayload
 from service.metrics import Metrics
@@ -89,10 +89,11 @@ def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
     """Read, verify, open and warm one version. Blocking. Raises ModelLoadError with the reason."""
     files = ModelFiles(folder, version, sums_required=context.sums_required, max_bytes=context.max_version_bytes)
     try:
-        parts = _for_its_device(_sized(_opened(folder, version, files, context), files, context))
-        _warm_up(parts)
-        _check_golden(parts, files, context)
-        return replace(parts, reference=_reference(parts, files, context))
+        with large_blocks_apart():
+            parts = _for_its_device(_sized(_opened(folder, version, files, context), files, context))
+            _warm_up(parts)
+            _check_golden(parts, files, context)
+            return replace(parts, reference=_reference(parts, files, context))
     finally:
         files.release()
         give_back_memory()

@@ -8,11 +8,18 @@ import gc
 import math
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGE_BLOCK = 4 * 2**20  # bytes: above the pixels of a usual photograph, below a network's working memory
+_MIB = 2**20
+_LARGE_BLOCK = 4 * _MIB  # of a network
+_LARGEST_KEPT = 32 * _MIB  # above the pixels of a telephone's photograph; glibc takes no larger bound
+_FREE_KEPT = 24 * _MIB  # at the end of a heap: what a thread works with on such a photograph
+_loads_lock = threading.Lock()
+_loads = 0  # under way
 
 
 def cgroup_cpu_quota(root: Path = _CGROUP) -> float | None:
@@ -53,16 +60,33 @@ def step_back() -> None:
         pass
 
 
-def keep_large_blocks_apart() -> None:
-    """Once a process, before it grows: memory of 4 MiB and more comes from the kernel and goes back when it is freed.
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """While a network is loaded, blocks of 4 MiB and more come from the kernel and go back to it when they are freed.
 
-    Left alone, glibc raises that bound to 32 MiB with the first such block. A network's memory then lies among small
-    things that outlive it, and stays when the network goes: 86 to 119 MiB over eight reloads, 88 to 95 with this.
+    Else they would lie among small things that outlive them and stay when the network goes: glibc raises its bound with
+    the first large block that is freed. Afterwards the bound is high again: a photograph's pixels are taken and freed
+    for every request, and fetching their pages from the kernel each time took a seventh of its way.
     """
+    global _loads  # the bounds are the process's
+    with _loads_lock:
+        _loads += 1
+        _bounds(_LARGE_BLOCK, _LARGE_BLOCK)
+    try:
+        yield
+    finally:
+        with _loads_lock:
+            _loads -= 1
+            if not _loads:
+                _bounds(_LARGEST_KEPT, _FREE_KEPT)
+
+
+def _bounds(mapped: int, trimmed: int) -> None:
+    """From how many bytes on a block is mapped by itself, and how many free ones a heap keeps at its end."""
     try:
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
-        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BLOCK)
+        libc.mallopt(_M_MMAP_THRESHOLD, mapped)
+        libc.mallopt(_M_TRIM_THRESHOLD, trimmed)
     except (AttributeError, OSError):  # another C library, which decides for itself
         pass
 

@@ -27,7 +27,6 @@ from starlette.types import ASGIApp
 from service import __version__, logs
 from service.config import ServerSettings, Settings
 from service.errors import ConfigurationError
-from service.machine import keep_large_blocks_apart
 from service.rest.app import create_app
 from service.rest.connection import Connection, HttpServer
 from service.rest.guard import ConnectionGuard
@@ -47,7 +46,6 @@ _CLOSE_SECONDS = 10.0  # nothing runs any more by then that does not hang
 def serve(settings: Settings) -> int:
     """Serve until a signal; returns the exit code. Raises ConfigurationError before anything has started."""
     listener = bind(settings.server)
-    keep_large_blocks_apart()
     writer = logs.configure(settings.log.level)
     tracing = from_environment(os.environ, __version__)
     try:

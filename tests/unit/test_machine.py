@@ -77,7 +77,8 @@ def test_without_affinity_all_cpus_of_the_machine_count(tmp_path: Path, monkeypa
 
 _A_NETWORK_GOES = """
 import ctypes, sys
-from service.machine import keep_large_blocks_apart
+from contextlib import nullcontext
+from service.machine import large_blocks_apart
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -91,13 +92,33 @@ def resident_mib():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 2**20
 
-if sys.argv[1] == "apart":
-    keep_large_blocks_apart()
 libc.free(block(24))  # from now on glibc would take 24 MiB for a small block
 before = resident_mib()
-network, small = block(20), block(1)
+with large_blocks_apart() if sys.argv[1] == "apart" else nullcontext():
+    network, small = block(20), block(1)
 libc.free(network)
 print(resident_mib() - before)
+"""
+
+_IMAGES_COME_AND_GO = """
+import ctypes, resource
+from service.machine import large_blocks_apart
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def image():
+    place = libc.malloc(9 * 2**20)
+    ctypes.memset(place, 1, 9 * 2**20)
+    libc.free(place)
+
+with large_blocks_apart():
+    pass
+image()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    image()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
 """
 
 
@@ -106,3 +127,9 @@ print(resident_mib() - before)
 def test_the_memory_of_a_network_goes_when_it_goes_although_a_small_block_came_after_it(how: str, kept: bool) -> None:
     ran = subprocess.run([sys.executable, "-c", _A_NETWORK_GOES, how], capture_output=True, text=True, check=True)
     assert (float(ran.stdout) > 15) is kept
+
+
+@pytest.mark.skipif(os.confstr("CS_GNU_LIBC_VERSION") is None, reason="another C library decides for itself")
+def test_the_pixels_of_one_image_after_the_other_are_the_same_memory() -> None:
+    ran = subprocess.run([sys.executable, "-c", _IMAGES_COME_AND_GO], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) < 100  # pages of 2,304 that an image has
