@@ -28,13 +28,17 @@ def figure() -> Figure:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`colors`, quick; `slow`, more than 100 ms an image, one at a time; `crowded`, the same for the overload."""
+    """`colors`, quick; `slow`, more than 100 ms an image, one at a time; `crowded`, a third of that, for the overload.
+
+    Of which many must fit into the longest wait, on a slow machine too: what does not fit is a tenth of nothing.
+    """
     root = tmp_path_factory.mktemp("faults")
     quick, slow, manifest = bodies.mean_color_model(), bodies.slow_model(), bodies.COLOR_MANIFEST
     bodies.write_model(root / "colors", quick, manifest=manifest, labels=bodies.COLORS)
     patient = manifest + _QUEUE.format(wait=600_000).replace("[execution]", "max_queue_size = 2000\n[execution]")
     bodies.write_model(root / "slow", slow, manifest=patient, labels=bodies.COLORS)
-    bodies.write_model(root / "crowded", slow, manifest=manifest + _QUEUE.format(wait=1000), labels=bodies.COLORS)
+    crowded = bodies.slow_model(products=20)
+    bodies.write_model(root / "crowded", crowded, manifest=manifest + _QUEUE.format(wait=1000), labels=bodies.COLORS)
     return root
 
 

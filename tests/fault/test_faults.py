@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import threading
 import time
@@ -22,7 +23,7 @@ import psutil
 import pytest
 
 from tests.fault.conftest import Figure
-from tests.fault.traffic import classify, drip, good_traffic, open_loop, probe, statuses, until
+from tests.fault.traffic import Timed, classify, drip, good_traffic, open_loop, probe, statuses, until
 from tests.support import bodies, raw_http
 from tests.support.scrape import Scrape
 from tests.support.server_process import FOVEA, ServerProcess, clean_environment
@@ -31,6 +32,7 @@ CROWD = 500
 OVERLOAD_SECONDS = float(os.environ.get("FAULT_SECONDS", "60"))
 FAKETIME = list(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 _NOISE_SECONDS = 0.005
+_TURNS = 4  # of overload
 _CLIENT_FILES = 4096
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(300)]
@@ -155,24 +157,34 @@ async def test_f5_clients_that_leave_the_queue_are_never_run(server: ServerProce
 async def test_f6_ten_times_what_can_be_done(server: ServerProcess, figure: Figure) -> None:
     """F6, F25, F26 and F28 at once: overload, liveness, scrapes with unknown models, and what is told to come back."""
     request = classify("crowded")
-    closed = await asyncio.gather(*(_ask_for(server.port, request, 6.0) for _ in range(4)))
-    capacity = sum(closed) / 6.0
-    saturated = await open_loop(server.port, [request], capacity, 15.0)
+    capacities = [await _capacity(server.port, request)]
+    saturated = await open_loop(server.port, [request], capacities[0], 15.0)
     names = [classify(f"unknown-{index}") for index in range(20)]
     await open_loop(server.port, names, 50.0, 1.0)
     series = len(scrape(server).samples)
     process = psutil.Process(server.pid)
     rss = process.memory_info().rss
 
-    unknown = open_loop(server.port, [classify(f"other-{index}") for index in range(1000)], 20.0, OVERLOAD_SECONDS)
-    overloaded, alive, scraped, _ = await asyncio.gather(
-        open_loop(server.port, [request], 10 * capacity, OVERLOAD_SECONDS),
-        probe(server.port, "/livez", OVERLOAD_SECONDS),
-        probe(server.port, "/metrics", OVERLOAD_SECONDS),
-        unknown,
-    )
+    overloaded, alive, scraped = Timed(), Timed(), Timed()
+    seconds = OVERLOAD_SECONDS / _TURNS
+    for turn in range(_TURNS):  # what it can do is measured between them: a machine's speed may change in a minute
+        capacities.append(await _capacity(server.port, request))
+        others = [classify(f"other-{turn}-{index}") for index in range(1000 // _TURNS)]
+        parts = await asyncio.gather(
+            open_loop(server.port, [request], 10 * capacities[0], seconds),
+            probe(server.port, "/livez", seconds),
+            probe(server.port, "/metrics", seconds),
+            open_loop(server.port, others, 20.0, seconds),
+        )
+        for whole, part in zip((overloaded, alive, scraped), parts, strict=False):
+            whole.add(part)
     grown = process.memory_info().rss - rss
     ended_at = time.monotonic()
+    while (await open_loop(server.port, [request], capacities[0] / 2, 1.0)).count(503):
+        assert time.monotonic() - ended_at < 10
+    figure("F6", "recovered after, s", time.monotonic() - ended_at, 5.0)
+    capacities.append(await _capacity(server.port, request))
+    capacity = statistics.mean(capacities[1:])
     figure(
         "F6",
         f"capacity {capacity:.1f}/s; goodput missing of it, %",
@@ -190,9 +202,11 @@ async def test_f6_ten_times_what_can_be_done(server: ServerProcess, figure: Figu
     figure("F25", "liveness not answered in a second", alive.total - alive.count(200), 0)
     figure("F26", "slowest scrape, s", scraped.percentile(1.0), 0.200)
     figure("F26", "new series after a thousand unknown names", len(scrape(server).samples) - series, 2)
-    while (await open_loop(server.port, [request], capacity / 2, 1.0)).count(503):
-        assert time.monotonic() - ended_at < 10
-    figure("F6", "recovered after, s", time.monotonic() - ended_at, 5.0)
+
+
+async def _capacity(port: int, request: bytes, seconds: float = 5.0) -> float:
+    """Answers a second to four clients that ask one thing after the other."""
+    return sum(await asyncio.gather(*(_ask_for(port, request, seconds) for _ in range(4)))) / seconds
 
 
 async def _ask_for(port: int, request: bytes, seconds: float) -> int:

@@ -29,6 +29,12 @@ class Timed:
     def note(self, status: int, seconds: float) -> None:
         self.seconds.setdefault(status, []).append(seconds)
 
+    def add(self, other: "Timed") -> None:
+        """What another one noted too."""
+        for status, seconds in other.seconds.items():
+            self.seconds.setdefault(status, []).extend(seconds)
+        self.headers += other.headers
+
     def count(self, status: int) -> int:
         return len(self.seconds.get(status, []))
 
