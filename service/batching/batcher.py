@@ -8,8 +8,8 @@ its policy, whenever something changed, whether a batch should leave now. What c
 arrived, an execution ended, or the moment came that the policy had asked for. There is no polling and no thread of its
 own; all state lives on the event loop, so there is no lock.
 
-What arrives in one turn of the event loop is looked at together, at its end: requests that were read from their sockets
-in the same turn share a batch, and none waits for another turn.
+What arrives in one turn of the event loop is looked at together, and while every turn brings more, up to a batch, the
+next one is awaited: the loop is reading them from its sockets, and one batch of all costs less than one of each turn.
 
     submit ──> queue ──pump──> policy.decide ──Dispatch(n)──> form ──> execute(batch, end) ──> entries resolved
                  ^                  │                                          │
@@ -234,7 +234,15 @@ class Batcher(Generic[ItemT, ResultT]):
         """Once the event loop has gone through what is ready."""
         if not self._pump_is_due:
             self._pump_is_due = True
-            asyncio.get_running_loop().call_soon(self._pump)
+            asyncio.get_running_loop().call_soon(self._pump_when_all_came, 0)
+
+    def _pump_when_all_came(self, came: int) -> None:
+        """Unless the queue is longer than the turn before, when `came` were in it: then more may come in this one."""
+        waiting = len(self._queue)
+        if came < waiting < self._spec.max_batch_size:
+            asyncio.get_running_loop().call_soon(self._pump_when_all_came, waiting)
+        elif self._pump_is_due:
+            self._pump()
 
     def _next_batch(self) -> Batch[ItemT, ResultT] | None:
         """The batch that should leave now, counted as in execution; None where none should."""

@@ -275,6 +275,24 @@ async def test_what_arrives_in_one_turn_of_the_loop_shares_a_batch(bench: MakeBe
     assert b.batches == [["a", "b", "c"]]
 
 
+async def test_what_arrives_in_turns_one_after_the_other_shares_a_batch(bench: MakeBench) -> None:
+    b = bench(max_batch_size=4)
+    for item in "abc":
+        b.submit(item)
+        await asyncio.sleep(0)
+    assert b.batches == []
+    await turns(2)
+    assert b.batches == [["a", "b", "c"]]
+
+
+async def test_arrivals_without_end_hold_a_batch_back_until_it_is_full(bench: MakeBench) -> None:
+    b = bench(max_batch_size=4)
+    for item in "abcdefgh":
+        b.submit(item)
+        await asyncio.sleep(0)
+    assert b.batches[0] == ["a", "b", "c", "d"]
+
+
 @pytest.mark.parametrize(("seconds", "at_once"), [(0.001, 10), (0.004, 3), (0.020, 1)])
 async def test_an_execution_that_never_yields_is_followed_by_others_for_ten_milliseconds(
     clock: FakeClock, seconds: float, at_once: int
