@@ -354,14 +354,16 @@ class LoadedModel:
         if done is None:
             end(None, error)
             return
-        if done.faults:
-            self._account(done)
-        elif done.answered:
-            self.guard.succeeded()
-        for execution in done.executions:
-            self.statistics.executed(execution)
-        self._metrics.postprocessed(sum(execution.output_seconds for execution in done.executions))
-        end(done.answered, None)
+        try:
+            if done.faults:
+                self._account(done)
+            elif done.answered:
+                self.guard.succeeded()
+            for execution in done.executions:
+                self.statistics.executed(execution)
+            self._metrics.postprocessed(sum(execution.output_seconds for execution in done.executions))
+        finally:
+            end(done.answered, None)
 
     def _work(self, batch: Batch[Item, Answer]) -> Done:
         """Fill, run, finish. Where the lane runs it. Rows of different shapes run apart from each other."""

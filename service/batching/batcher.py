@@ -9,7 +9,8 @@ arrived, an execution ended, or the moment came that the policy had asked for. T
 own; all state lives on the event loop, so there is no lock.
 
 What arrives in one turn of the event loop is looked at together, and while every turn brings more, up to a batch, the
-next one is awaited: the loop is reading them from its sockets, and one batch of all costs less than one of each turn.
+next one is awaited, for ten milliseconds at most: the loop is reading them from its sockets, and one batch of all costs
+less than one of each turn.
 
     submit ──> queue ──pump──> policy.decide ──Dispatch(n)──> form ──> execute(batch, end) ──> entries resolved
                  ^                  │                                          │
@@ -20,8 +21,8 @@ next one is awaited: the loop is reading them from its sockets, and one batch of
 by the measured rate, what runs now included (`queue_wait`): a length alone is too short for bursts of a fast model and
 too long for a slow one.
 
-*Work-conserving.* While an instance is free, nothing waits (unless the manifest asks for a delay). So the batcher adds
-no latency to an idle server, and under load batches grow by themselves.
+*Work-conserving.* While an instance is free, nothing waits but for those just coming (and for the manifest's delay). So
+the batcher adds next to no latency to an idle server, and under load batches grow by themselves.
 
 *Formed late.* Entries are taken out of the queue at the last moment. Those whose caller has gone, whose deadline has
 passed or who waited longer than allowed are dropped then, before any work is spent on them, and their places filled
@@ -77,7 +78,7 @@ _SLOWER_WEIGHT = 0.05
 # queue that is held exactly at the bound would drop a tenth of what it took, a second late.
 _LONGEST_WAIT_SHARE = 0.85
 _RETRY_AFTER_SECONDS = (1, 3)
-_TURN_SECONDS = 0.010  # of batches one after the other before the event loop looks at its sockets again
+_TURN_SECONDS = 0.010  # the event loop runs batches, or reads what comes, for no longer than this without the other
 
 Replies = Sequence[tuple[Entry[ItemT, ResultT], ResultT]]
 End = Callable[[Replies[ItemT, ResultT] | None, BaseException | None], None]
@@ -222,7 +223,7 @@ class Batcher(Generic[ItemT, ResultT]):
                 self._running[-1].grow(self._joining)
             turn_ends_at = self._clock() + _TURN_SECONDS if len(self._queue) else 0.0
             while (batch := self._next_batch()) is not None:
-                self._execute(batch, partial(self._ended, batch))
+                self._start(batch)
                 if self._clock() >= turn_ends_at:
                     self._pump_soon()
                     break
@@ -232,17 +233,28 @@ class Batcher(Generic[ItemT, ResultT]):
 
     def _pump_soon(self) -> None:
         """Once the event loop has gone through what is ready."""
-        if not self._pump_is_due:
-            self._pump_is_due = True
-            asyncio.get_running_loop().call_soon(self._pump_when_all_came, 0)
+        self._pump_is_due = True
+        asyncio.get_running_loop().call_soon(self._pump_when_all_came, 0)
 
     def _pump_when_all_came(self, came: int) -> None:
         """Unless the queue is longer than the turn before, when `came` were in it: then more may come in this one."""
+        if not self._pump_is_due:  # somebody could not wait
+            return
         waiting = len(self._queue)
-        if came < waiting < self._spec.max_batch_size:
+        if came < waiting < self._spec.max_batch_size and self._clock() - self._queue.oldest_at < _TURN_SECONDS:
             asyncio.get_running_loop().call_soon(self._pump_when_all_came, waiting)
-        elif self._pump_is_due:
+        else:
             self._pump()
+
+    def _start(self, batch: Batch[ItemT, ResultT]) -> None:
+        """Whatever goes wrong, the batch ends."""
+        try:
+            self._execute(batch, partial(self._ended, batch))
+        except Exception as error:
+            if batch in self._running:
+                self._ended(batch, None, error)
+            else:
+                logger.exception("execution_failed", extra={"batch_size": len(batch.entries)})
 
     def _next_batch(self) -> Batch[ItemT, ResultT] | None:
         """The batch that should leave now, counted as in execution; None where none should."""

@@ -30,7 +30,7 @@ def figure() -> Figure:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`colors`, quick; `slow`, more than 100 ms an image, one at a time; `crowded`, a third of that, for the overload.
 
-    Of which many must fit into the longest wait, on a slow machine too: what does not fit is a tenth of nothing.
+    On a slow machine too, several of the last must fit into the longest wait.
     """
     root = tmp_path_factory.mktemp("faults")
     quick, slow, manifest = bodies.mean_color_model(), bodies.slow_model(), bodies.COLOR_MANIFEST

@@ -137,6 +137,18 @@ async def test_an_engine_that_always_fails_is_out_of_service_until_it_runs_again
     assert Scrape.parse(service.metrics.render().decode()).total("fovea_engine_broken", model="puppet") == 0
 
 
+async def test_an_execution_that_cannot_be_recorded_is_answered_and_its_instance_serves_again(
+    service: PuppetService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(execution: object) -> None:
+        raise RuntimeError("in the recording")
+
+    (model,) = service.repository.loaded()
+    monkeypatch.setattr(model.statistics, "executed", broken)
+    for _ in range(3):
+        assert scores(await classify(service.pipeline, "puppet", picture(MATE)))
+
+
 # Hanging
 
 

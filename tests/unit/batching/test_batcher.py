@@ -275,11 +275,17 @@ async def test_what_arrives_in_one_turn_of_the_loop_shares_a_batch(bench: MakeBe
     assert b.batches == [["a", "b", "c"]]
 
 
+async def one_a_turn(bench: Bench, items: str, clock: FakeClock | None = None, seconds: float = 0.0) -> None:
+    for item in items:
+        bench.submit(item)
+        await asyncio.sleep(0)
+        if clock is not None:
+            clock.now += seconds
+
+
 async def test_what_arrives_in_turns_one_after_the_other_shares_a_batch(bench: MakeBench) -> None:
     b = bench(max_batch_size=4)
-    for item in "abc":
-        b.submit(item)
-        await asyncio.sleep(0)
+    await one_a_turn(b, "abc")
     assert b.batches == []
     await turns(2)
     assert b.batches == [["a", "b", "c"]]
@@ -287,10 +293,47 @@ async def test_what_arrives_in_turns_one_after_the_other_shares_a_batch(bench: M
 
 async def test_arrivals_without_end_hold_a_batch_back_until_it_is_full(bench: MakeBench) -> None:
     b = bench(max_batch_size=4)
-    for item in "abcdefgh":
-        b.submit(item)
-        await asyncio.sleep(0)
+    await one_a_turn(b, "abcdefgh")
     assert b.batches[0] == ["a", "b", "c", "d"]
+
+
+async def test_arrivals_without_end_hold_a_batch_back_for_ten_milliseconds_at_most(
+    bench: MakeBench, clock: FakeClock
+) -> None:
+    b = bench(max_batch_size=32)
+    await one_a_turn(b, "abcdefgh", clock, 0.004)
+    assert b.batches == [["a", "b", "c", "d"]]  # what came in the turn after them too
+
+
+async def test_an_execution_that_cannot_even_start_fails_its_batch_and_the_next_one_runs(clock: FakeClock) -> None:
+    begun: list[list[str]] = []
+
+    def execute(batch: Batch[str, str], end: End[str, str]) -> None:
+        begun.append([entry.item for entry in batch.begin()])
+        if len(begun) == 1:
+            raise RuntimeError("The execution threads are closed.")
+        end([(entry, answer(entry.item)) for entry in batch.entries], None)
+
+    spec = BatchingSpec(max_batch_size=1)
+    batcher: Batcher[str, str] = Batcher(spec, FairShare(spec), execute, BatchLog(), instances=1, clock=clock)
+    first, second = (batcher.submit(item, clock.now + 60.0) for item in ("a", "b"))
+    with pytest.raises(EngineFailed):
+        await first.future
+    assert await second.future == answer("b")
+    await batcher.drain()
+
+
+async def test_what_goes_wrong_after_an_execution_has_ended_takes_no_answer_and_no_instance(clock: FakeClock) -> None:
+    def execute(batch: Batch[str, str], end: End[str, str]) -> None:
+        batch.begin()
+        end([(entry, answer(entry.item)) for entry in batch.entries], None)
+        raise RuntimeError("in the recording")
+
+    spec = BatchingSpec(max_batch_size=1)
+    batcher: Batcher[str, str] = Batcher(spec, FairShare(spec), execute, BatchLog(), instances=1, clock=clock)
+    entries = [batcher.submit(item, clock.now + 60.0) for item in ("a", "b")]
+    assert [await entry.future for entry in entries] == [answer("a"), answer("b")]
+    await batcher.drain()
 
 
 @pytest.mark.parametrize(("seconds", "at_once"), [(0.001, 10), (0.004, 3), (0.020, 1)])
