@@ -108,7 +108,12 @@ class ClipPreprocessor:
         (picture,) = clip.pictures
         with self._budget.hold(picture.decoded_bytes):
             frames = decode_frames(
-                picture.data, picture.header, places, gray=self.spec.channels == 1, background=self.spec.background
+                picture.data,
+                picture.header,
+                places,
+                gray=self.spec.channels == 1,
+                fast=self._frame.is_fast,
+                background=self.spec.background,
             )
             for (_, rows), pixels in zip(groupby(range(len(places)), key=places.__getitem__), frames, strict=True):
                 first, *copies = rows

@@ -1,5 +1,7 @@
 """Encoded bytes to a uint8 array, RGB (h, w, 3) or gray (h, w), as stored (orientation is applied later).
 
+For the fast way colour has a fourth byte that means nothing, (h, w, 4): SIMD resampling takes it as it lies there.
+
 Owns which decoder reads what: libjpeg-turbo (DCT-scaled) the usual JPEG, Pillow everything else. Pillow is also the
 judge of what libjpeg-turbo refuses, so that which files are good does not depend on the way taken. OpenCV's decoders
 are not used: its libpng and libjpeg write what they think of a file to stderr, for any stranger to fill.
@@ -86,18 +88,18 @@ def decode(
     """Decode one image. Raises InvalidImage.
 
     `halvings` is how often a JPEG may be halved in the DCT domain (0 to 3, fast only): the result's sides are then
-    ceil(side / 2**halvings). Transparent pixels are laid over `background` (RGB).
+    ceil(side / 2**halvings). Transparent pixels are laid over `background` (RGB). `fast` has the fourth byte.
     """
     pixels = _turbo_jpeg(data, header, gray, halvings) if fast and header.is_plain else None
-    return _pillow(data, header, gray, halvings, background) if pixels is None else pixels
+    return _pillow(data, header, gray, halvings, fast, background) if pixels is None else pixels
 
 
 def decode_frames(
-    data: bytes, header: ImageHeader, places: Sequence[int], *, gray: bool, background: tuple[int, int, int]
+    data: bytes, header: ImageHeader, places: Sequence[int], *, gray: bool, fast: bool, background: tuple[int, int, int]
 ) -> Iterator[Pixels]:
     """The frames of an animation at `places` (ascending; a repeated one comes once), one at a time.
 
-    Raises InvalidImage.
+    Raises InvalidImage. `fast` has the fourth byte.
     """
     try:
         with Image.open(BytesIO(data), formats=[FORMATS[header.format].pillow_name]) as image:
@@ -106,7 +108,7 @@ def decode_frames(
             for place, _ in groupby(places):
                 image.seek(place)
                 image.load()
-                yield np.asarray(_flattened(image, gray, background), np.uint8)
+                yield _array(_flattened(image, gray, background).im, gray, fast, image.size)
     except (InvalidImage, MemoryError):
         raise
     except Exception:
@@ -119,7 +121,7 @@ def _turbo_jpeg(data: bytes, header: ImageHeader, gray: bool, halvings: int) -> 
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(
             data,
-            "GRAY" if gray else "RGB",
+            "GRAY" if gray else "RGBX",
             min_height=math.ceil(header.height / 2**halvings),
             min_width=math.ceil(header.width / 2**halvings),
             strict=True,
@@ -129,12 +131,14 @@ def _turbo_jpeg(data: bytes, header: ImageHeader, gray: bool, halvings: int) -> 
     return pixels[:, :, 0] if gray else pixels
 
 
-def _pillow(data: bytes, header: ImageHeader, gray: bool, halvings: int, background: tuple[int, int, int]) -> Pixels:
+def _pillow(
+    data: bytes, header: ImageHeader, gray: bool, halvings: int, fast: bool, background: tuple[int, int, int]
+) -> Pixels:
     if header.format == "png":
         compressed = png_pixel_data(data)
         if compressed is None:
             raise InvalidImage("The PNG has a wrong checksum: it is damaged.")
-        plain = _plain_png(data, header, compressed, gray) if header.is_plain else None
+        plain = _plain_png(data, header, compressed, gray, fast) if header.is_plain else None
         if plain is not None:
             return plain
     try:
@@ -144,23 +148,24 @@ def _pillow(data: bytes, header: ImageHeader, gray: bool, halvings: int, backgro
             if halvings:
                 image.draft(None, (header.width >> halvings, header.height >> halvings))
             image.load()
-            return _array(_flattened(image, gray, background).im, gray, image.size)
+            return _array(_flattened(image, gray, background).im, gray, fast, image.size)
     except (InvalidImage, MemoryError):
         raise
     except Exception:
         raise InvalidImage(f"The {header.format.upper()} data does not decode: it is truncated or damaged.") from None
 
 
-def _array(picture: Any, gray: bool, size: tuple[int, int]) -> Pixels:
+def _array(picture: Any, gray: bool, fast: bool, size: tuple[int, int]) -> Pixels:
     """Pillow's pixels, of mode "L" or "RGB", in one piece: `tobytes` would gather them from pieces of 64 KiB."""
-    (width, height), mode = size, "L" if gray else "RGB"
-    encoder = _imaging.raw_encoder(mode, mode)
+    width, height = size
+    stored, wanted = ("L", "L") if gray else ("RGB", "RGBX" if fast else "RGB")
+    encoder = _imaging.raw_encoder(stored, wanted)
     encoder.setimage(picture, (0, 0, width, height))
-    _, _, pixels = encoder.encode(width * height * len(mode))
-    return np.frombuffer(pixels, np.uint8).reshape((height, width) if gray else (height, width, 3))
+    _, _, pixels = encoder.encode(width * height * len(wanted))
+    return np.frombuffer(pixels, np.uint8).reshape((height, width) if gray else (height, width, len(wanted)))
 
 
-def _plain_png(data: bytes, header: ImageHeader, compressed: bytes, gray: bool) -> Pixels | None:
+def _plain_png(data: bytes, header: ImageHeader, compressed: bytes, gray: bool, fast: bool) -> Pixels | None:
     """By Pillow's own PNG decoder, without its file and image layers, which cost more than a thumbnail's pixels.
 
     None where it stops: the data are damaged, or damaged where Pillow's file layer does not mind. It decides.
@@ -173,7 +178,7 @@ def _plain_png(data: bytes, header: ImageHeader, compressed: bytes, gray: bool) 
     missing, fault = decoder.decode(compressed)
     if missing >= 0 or fault:
         return None
-    return _array(picture if stored == wanted else picture.convert(wanted, Image.Dither.NONE), gray, size)
+    return _array(picture if stored == wanted else picture.convert(wanted, Image.Dither.NONE), gray, fast, size)
 
 
 def _flattened(image: Image.Image, gray: bool, background: tuple[int, int, int]) -> Image.Image:

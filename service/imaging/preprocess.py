@@ -68,9 +68,10 @@ class Preprocessor:
         self._limits = limits
         self._budget = budget
         self._gray = spec.channels == 1
-        self._fast = (
+        self.is_fast = (
             spec.decode == "fast" and spec.resampler == "pil" and spec.antialias and spec.interpolation != "nearest"
         )
+        self._decoded_channels = 4 if self.is_fast and not self._gray else spec.channels
         std = np.asarray(spec.std, np.float64)
         gain = np.broadcast_to(np.asarray(spec.scale, np.float64) / std, spec.channels)
         bias = np.broadcast_to(-np.asarray(spec.mean, np.float64) / std, spec.channels)
@@ -98,13 +99,13 @@ class Preprocessor:
         orientation = header.orientation if spec.exif == "apply" else 1
         displayed = header.displayed_size if spec.exif == "apply" else (header.width, header.height)
         placement = self._place(*displayed)
-        halvings = _halvings(placement) if self._fast and header.format == "jpeg" else 0
+        halvings = _halvings(placement) if self.is_fast and header.format == "jpeg" else 0
         if header.format == "jpeg" and header.width * header.height > limits.source_pixels:
             raise ImageTooLarge(f"The image is {_sides(header)}; the limit is {limits.source_pixels:,} pixels.")
         decoded_pixels = -(-header.width >> halvings) * -(-header.height >> halvings)
         if decoded_pixels > limits.decoded_pixels:
             raise ImageTooLarge(f"The image is {_sides(header)}; the limit is {limits.decoded_pixels:,} pixels.")
-        decoded_bytes = decoded_pixels * spec.channels
+        decoded_bytes = decoded_pixels * self._decoded_channels
         return InspectedImage(data, header, orientation, displayed, placement, halvings, decoded_bytes)
 
     def prepare(self, image: InspectedImage, out: npt.NDArray[Any]) -> None:
@@ -115,20 +116,22 @@ class Preprocessor:
                 image.header,
                 gray=self._gray,
                 halvings=image.halvings,
-                fast=self._fast,
+                fast=self.is_fast,
                 background=self.spec.background,
             )
             self.render(pixels, image, out)
 
     def render(self, pixels: Pixels, image: InspectedImage, out: npt.NDArray[Any]) -> None:
-        """Decoded `pixels` of `image`, resampled and normalised into `out`."""
+        """Decoded `pixels` of `image`, with a fourth byte if `is_fast`, resampled and normalised into `out`."""
         placement = image.placement
         if image.orientation == 1 and placement.whole == placement.content == (pixels.shape[1], pixels.shape[0]):
             content: resample.Content = pixels
-        elif self._fast:
+        elif self.is_fast:
             content = self._fast_content(pixels, image)
         else:
             content = self._exact_content(pixels, image)
+        if content.ndim == 3:
+            content = content[:, :, :3]
         self._normalise(self._padded(content, placement), out)
 
     def _exact_content(self, pixels: Pixels, image: InspectedImage) -> resample.Content:
