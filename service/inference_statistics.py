@@ -4,6 +4,7 @@ They only grow: a version loaded again goes on where it was, as clients subtract
 """
 
 import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.messages import Timings
@@ -20,32 +21,59 @@ class Execution(NamedTuple):
     output_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
 class Duration:
-    """How often, and how long in all. Added to with every request, read now and then: whole numbers are made there."""
+    """How often, and how long in all."""
 
-    __slots__ = ("count", "seconds")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.seconds = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.count += 1
-        if seconds > 0:
-            self.seconds += seconds
+    count: int = 0
+    seconds: float = 0.0
 
     @property
     def nanoseconds(self) -> int:
         return int(self.seconds * 1e9)
 
 
-class BatchDurations:
-    """Of the executions of one size."""
+class Durations:
+    """Of everything that was done equally often: whole requests, or the executions of one size.
 
-    __slots__ = ("infer", "input", "output")
+    Moved by every request and read now and then, so it is sums here and a `Duration` where it is read.
+    """
+
+    __slots__ = ("_infer", "_input", "_output", "_queue", "_whole", "count")
 
     def __init__(self) -> None:
-        self.input, self.infer, self.output = Duration(), Duration(), Duration()
+        self.count = 0
+        self._whole = self._queue = self._input = self._infer = self._output = 0.0
+
+    def add(self, whole: float, queue: float, filling: float, infer: float, output: float) -> None:
+        """Seconds. What is after a sum of others may be less than nothing, by a float's last bit."""
+        self.count += 1
+        self._whole += whole
+        self._queue += queue
+        self._input += filling
+        self._infer += infer
+        if output > 0:
+            self._output += output
+
+    @property
+    def whole(self) -> Duration:
+        return Duration(self.count, self._whole)
+
+    @property
+    def queue(self) -> Duration:
+        return Duration(self.count, self._queue)
+
+    @property
+    def input(self) -> Duration:
+        return Duration(self.count, self._input)
+
+    @property
+    def infer(self) -> Duration:
+        return Duration(self.count, self._infer)
+
+    @property
+    def output(self) -> Duration:
+        return Duration(self.count, self._output)
 
 
 class VersionStatistics:
@@ -58,9 +86,9 @@ class VersionStatistics:
         self.inferences = 0
         self.executions = 0
         self.last_inference_ms = 0
-        self.success, self.fail, self.queue = Duration(), Duration(), Duration()
-        self.input, self.infer, self.output = Duration(), Duration(), Duration()
-        self.batches: dict[int, BatchDurations] = {}
+        self.requests = Durations()  # that were answered
+        self.batches: dict[int, Durations] = {}  # by size
+        self.fail = Duration()
 
     def executed(self, execution: Execution) -> None:
         self.inferences += execution.size
@@ -68,21 +96,16 @@ class VersionStatistics:
         self.last_inference_ms = int(time.time() * 1000)
         batch = self.batches.get(execution.size)
         if batch is None:
-            batch = self.batches[execution.size] = BatchDurations()
-        batch.input.add(execution.input_seconds)
-        batch.infer.add(execution.infer_seconds)
-        batch.output.add(execution.output_seconds)
+            batch = self.batches[execution.size] = Durations()
+        batch.add(0.0, 0.0, execution.input_seconds, execution.infer_seconds, execution.output_seconds)
 
     def succeeded(self, seconds: float, timings: Timings, output_seconds: float) -> None:
         """A request was answered after `seconds`; `output_seconds` from the end of its last execution on."""
-        self.success.add(seconds)
-        self.queue.add(timings.queue_seconds)
-        self.input.add(timings.decode_seconds)
-        self.infer.add(timings.infer_seconds)
-        self.output.add(output_seconds)
+        decode_seconds, queue_seconds, infer_seconds = timings
+        self.requests.add(seconds, queue_seconds, decode_seconds, infer_seconds, output_seconds)
 
     def failed(self, seconds: float) -> None:
-        self.fail.add(seconds)
+        self.fail = Duration(self.fail.count + 1, self.fail.seconds + max(0.0, seconds))
 
 
 class Statistics:

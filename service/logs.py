@@ -41,11 +41,12 @@ def json_line(record: logging.LogRecord) -> bytes:
 def log(logger: logging.Logger, level: int, event: str, fields: Mapping[str, Any]) -> None:
     """As `logger.log(level, event, extra=fields)`, for the line that every request writes, at a quarter of its cost.
 
-    Where a LineWriter takes all lines it gets this one without a LogRecord in between. `level` is one of `logging`'s.
+    Where a LineWriter takes all lines it gets this one without a LogRecord in between. `level` is one of `logging`'s,
+    and enabled: whoever gathers the fields has asked.
     """
     handlers = logging.root.handlers
     if len(handlers) == 1 and isinstance(writer := handlers[0], LineWriter):
-        if logger.isEnabledFor(level) and writer.has_room():
+        if writer.has_room():
             writer.write(_line(time.time(), _NAMES[level], event, logger.name, fields))
     else:
         logger.log(level, event, extra=fields)

@@ -86,6 +86,12 @@ class Timings(NamedTuple):
     queue_seconds: float = 0.0
     infer_seconds: float = 0.0
 
+    @property
+    def milliseconds(self) -> tuple[float, float, float]:
+        """The same, each as it is shown."""
+        decode_seconds, queue_seconds, infer_seconds = self
+        return milliseconds(decode_seconds), milliseconds(queue_seconds), milliseconds(infer_seconds)
+
 
 class Classification(NamedTuple):
     """The answer to one image, best prediction first."""

@@ -509,8 +509,14 @@ class LoadedModel:
 
     def _fill_or_reject(self, entry: ModelEntry, arrays: Sequence[Array], place: int) -> bool:
         """The entry's row of every input; False where it has none, which its caller has been told."""
+        item = entry.item
         try:
-            self._fill(entry.item, arrays, place)
+            if isinstance(item, TensorItem):
+                for array, tensor in zip(arrays, item.tensors, strict=True):
+                    array[place] = tensor[item.row]
+            else:
+                assert self._parts.preprocessor is not None
+                self._parts.preprocessor.prepare(item.image, arrays[0][place])
         except FoveaError as error:
             entry.reject(error)
         except MemoryError:
@@ -521,15 +527,6 @@ class LoadedModel:
         else:
             return True
         return False
-
-    def _fill(self, item: Item, arrays: Sequence[Array], place: int) -> None:
-        """The item's row of every input. Raises InvalidImage."""
-        if isinstance(item, TensorItem):
-            for array, tensor in zip(arrays, item.tensors, strict=True):
-                array[place] = tensor[item.row]
-        else:
-            assert self._parts.preprocessor is not None
-            self._parts.preprocessor.prepare(item.image, arrays[0][place])
 
     def _row_of(self, outputs: Sequence[Array], place: int) -> tuple[Array, ...]:
         """One entry's part of the outputs that the signature shows."""

@@ -41,7 +41,7 @@ from service.tensors import TensorRequest, TensorResult
 _IMAGE_FAULTS = (InvalidImage, UnsupportedMediaType)
 
 
-class Ticket:
+class Ticket(Slot):
     """One request from its first byte to its answer: what it holds of the bounds, and what is recorded of it.
 
     Entering raises Overloaded or Draining. However the block ends, and if it is not even entered, that is recorded.
@@ -55,7 +55,6 @@ class Ticket:
         "protocol",
         "received_at",
         "ref",
-        "slot",
         "started_at",
         "statistics",
         "timings",
@@ -63,11 +62,16 @@ class Ticket:
     )
 
     def __init__(
-        self, protocol: str, ref: ModelRef, slot: Slot, record: "Callable[[Ticket, BaseException | None], None]"
+        self,
+        admission: Admission,
+        share: float,
+        protocol: str,
+        ref: ModelRef,
+        record: "Callable[[Ticket, BaseException | None], None]",
     ) -> None:
+        super().__init__(admission, share)
         self.protocol = protocol
         self.ref = ref
-        self.slot = slot
         self._record = record
         self.started_at = time.monotonic()
         self.received_at: float | None = None
@@ -80,7 +84,7 @@ class Ticket:
 
     def __enter__(self) -> "Ticket":
         try:
-            self.slot.__enter__()
+            super().__enter__()
         except FoveaError as error:
             self._record(self, error)
             raise
@@ -89,12 +93,8 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.slot.__exit__(kind, error, traceback)
+        super().__exit__(kind, error, traceback)
         self._record(self, error)
-
-    def grow(self, nbytes: int) -> None:
-        """Account for body bytes as they arrive. Raises Overloaded."""
-        self.slot.grow(nbytes)
 
     def body_received(self) -> None:
         """The whole body is here: the stage `receive` ends."""
@@ -132,7 +132,7 @@ class Pipeline:
 
         The request is refused when more than `share` of any bound, here or in its model's queue, is in use.
         """
-        return Ticket(protocol, ref, self._admission.slot(share), self._record)
+        return Ticket(self._admission, share, protocol, ref, self._record)
 
     async def classify(self, request: InferenceRequest, ticket: Ticket) -> InferenceResult:
         """Answer one request. Raises what concerns all of it; an image's own fault stands in its place.
@@ -164,7 +164,7 @@ class Pipeline:
             ticket.images = places = []
             try:
                 for item in self._items(model, request):
-                    places.append(model.submit(item, request.deadline_at, ticket.slot.share))  # noqa: PERF401  # as above
+                    places.append(model.submit(item, request.deadline_at, ticket.share))  # noqa: PERF401  # as above
                 answers = [model.counted(place, await place.future) for place in places]
             except _IMAGE_FAULTS as error:
                 raise self._refused_image(model, error) from None
@@ -221,7 +221,7 @@ def _enter(
     except _IMAGE_FAULTS as error:
         return error
     item = ImageItem(inspected, request.top_k, request.threshold, request_id_var.get())
-    return model.submit(item, request.deadline_at, ticket.slot.share)
+    return model.submit(item, request.deadline_at, ticket.share)
 
 
 async def _settled(model: LoadedModel, place: Entry[Item, Answer] | FoveaError) -> Classification | FoveaError:

@@ -127,6 +127,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._pump_is_due = False
         self._is_pumping = False
         self._seconds_of: dict[int, float] = {}  # batch size -> seconds of an execution, a moving average
+        self._slowest_seconds = 0.0  # of these
         self._sizes: list[int] = []  # its keys, in order
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -183,6 +184,8 @@ class Batcher(Generic[ItemT, ResultT]):
             return None
         if waiting >= share * self._spec.max_queue_size:
             return self._overloaded("queue_full", f"The model's queue is full ({waiting} entries).")
+        if (waiting + 1) * self._slowest_seconds <= self._longest_wait_seconds * share:
+            return None  # not even if everybody ran alone
         wait_seconds = self._turn_seconds + self._seconds_for(waiting)
         if wait_seconds > self._longest_wait_seconds * share:
             return self._overloaded("queue_wait", f"The wait would be {wait_seconds:.1f} s.")
@@ -323,6 +326,7 @@ class Batcher(Generic[ItemT, ResultT]):
         known = self._seconds_of.get(size, seconds)
         weight = _SLOWER_WEIGHT if seconds > known else _FASTER_WEIGHT
         self._seconds_of[size] = known + weight * (seconds - known)
+        self._slowest_seconds = max(self._seconds_of.values())
         self._observer.batch_executed(size, seconds)
 
     def _set_timer(self, delay_seconds: float | None) -> None:

@@ -12,13 +12,12 @@ batching; while all are busy the queue grows, and leaves as one batch.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from service.batching.spec import BatchingSpec
 
 
-@dataclass(frozen=True, slots=True)
-class QueueView:
+class QueueView(NamedTuple):
     """What a policy may look at. `oldest_at` is when the longest-waiting entry arrived (meaningless at 0 waiting)."""
 
     waiting: int

@@ -67,7 +67,7 @@ def create_app(server: InferenceServer, tracing: "Tracing | None" = None) -> ASG
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
-    return RequestLayer(app, settings, lambda: server.is_draining, tracing)
+    return RequestLayer(app, server, tracing)
 
 
 def _document_data_plane(app: FastAPI) -> None:

@@ -42,8 +42,9 @@ class ClassifyRoute(DataRoute):
     async def answer(self, request: Request, ref: ModelRef, ticket: Ticket) -> Response:
         wanted = await self._read(request, ref, _options(request.scope["query_string"]), ticket)
         result = await unless_gone(request, self._pipeline.classify(wanted, ticket))
-        answer = classify_answer(result, wanted, ticket, context_of(request.scope).request_id)
-        note_result(request, result.version, result.timings, "images", len(result.items))
+        context, stages_ms = context_of(request.scope), result.timings.milliseconds
+        answer = classify_answer(result, wanted, stages_ms, ticket, context.request_id)
+        note_result(context, result.version, stages_ms, "images", len(result.items))
         return JsonBytes(answer)
 
     async def _read(self, request: Request, ref: ModelRef, options: _Options, ticket: Ticket) -> InferenceRequest:

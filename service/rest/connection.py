@@ -22,7 +22,7 @@ import httptools
 from starlette.requests import Request
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 
 from service.errors import BodyTimeout, ClientDisconnected, FoveaError, MalformedRequest
@@ -202,11 +202,7 @@ class Connection(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
         else:
-            self._start_asgi_task(self.cycle, self.app)
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """As uvicorn's, without a callback for its end: the exchange sees to it."""
-        self.tasks.add(self.loop.create_task(cycle.run_asgi(app)))
+            self.cycle.start(self.app, self.loop)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -237,7 +233,8 @@ class Connection(HttpToolsProtocol):
         never_continued = self.expect_100_continue and self._stage is Stage.BODY and not self._body_bytes
         if self.pipeline:
             self.flow.resume_reading()
-            self._start_asgi_task(*self.pipeline.pop())
+            cycle, app = self.pipeline.pop()
+            cast(Exchange, cycle).start(app, self.loop)
         elif self._is_broken or never_continued:
             self.transport.close()
         else:

@@ -15,11 +15,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ClientDisconnected, ModelNotFound
-from service.messages import ModelRef, Timings, milliseconds
+from service.messages import ModelRef
 from service.pipeline import Ticket
 from service.rest import errors
 from service.rest.connection import Departure
-from service.rest.context import context_of, route_path
+from service.rest.context import RequestContext, context_of, route_path
 from service.server import InferenceServer
 
 ResultT = TypeVar("ResultT")
@@ -121,12 +121,15 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> R
         departure.waiting = None
 
 
-def note_result(request: Request, version: int, timings: Timings, of: str, count: int) -> None:
+def note_result(
+    context: RequestContext, version: int, stages_ms: tuple[float, float, float], of: str, count: int
+) -> None:
     """What the log line of an answered request holds; `count` of images or rows."""
-    context_of(request.scope).fields |= {
+    decode_ms, queue_ms, infer_ms = stages_ms
+    context.fields |= {
         "version": version,
         of: count,
-        "decode_ms": milliseconds(timings.decode_seconds),
-        "queue_ms": milliseconds(timings.queue_seconds),
-        "infer_ms": milliseconds(timings.infer_seconds),
+        "decode_ms": decode_ms,
+        "queue_ms": queue_ms,
+        "infer_ms": infer_ms,
     }

@@ -45,7 +45,7 @@ class News:
 class Exchange(RequestResponseCycle):
     """See the module. Of answers in parts, of unknown length or to HEAD every byte is uvicorn's own.
 
-    It takes the task that answers it out of `tasks` when that has ended.
+    `tasks` has the task that answers it for as long as that runs.
     """
 
     message_event: News  # type: ignore[assignment]
@@ -93,13 +93,16 @@ class Exchange(RequestResponseCycle):
             self.body += piece
         self.message_event.set()
 
+    def start(self, app: Any, loop: asyncio.AbstractEventLoop) -> None:
+        """Let `app` answer it, in a task."""
+        self._task = loop.create_task(self.run_asgi(app))
+        self._tasks.add(self._task)
+
     async def run_asgi(self, app: Any) -> None:
         try:
             await super().run_asgi(app)
         finally:
-            task = asyncio.current_task()
-            assert task is not None
-            self._tasks.discard(task)
+            self._tasks.discard(self._task)
 
     async def receive(self) -> Any:
         """As uvicorn's."""

@@ -6,17 +6,16 @@ Pure ASGI because Starlette's BaseHTTPMiddleware hides a client's disconnect fro
 import logging
 import random
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.config import Settings
 from service.logs import request_id_var
 from service.messages import milliseconds
 from service.rest.connection import Departure
 from service.rest.context import RequestContext, published, route_path
+from service.server import InferenceServer
 
 if TYPE_CHECKING:
     from service.tracing.otlp import RequestTrace, Tracing
@@ -29,16 +28,15 @@ _SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff")]
 
 
 class RequestLayer:
-    """See the module. `is_draining` is asked when an answer starts."""
+    """See the module."""
 
-    def __init__(
-        self, app: ASGIApp, settings: Settings, is_draining: Callable[[], bool], tracing: "Tracing | None" = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, server: InferenceServer, tracing: "Tracing | None" = None) -> None:
+        settings = server.settings
         self._app = app
+        self._server = server
         self._tracing = tracing
         self._slow_seconds = settings.log.slow_ms / 1000.0
         self._sample = settings.log.success_sample
-        self._is_draining = is_draining
         self._root_path = settings.server.root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +60,7 @@ class RequestLayer:
                 headers = [*message["headers"], (b"x-request-id", context.request_id.encode()), *_SECURITY_HEADERS]
                 if trace is not None:
                     headers.append((b"traceparent", trace.traceparent.encode()))
-                if self._is_draining() or departure.fault is not None:
+                if self._server.is_draining or departure.fault is not None:
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
             await send(message)

@@ -209,9 +209,15 @@ class AliveOut(_Schema):
 # From inside to the wire
 
 
-def classify_answer(result: InferenceResult, request: InferenceRequest, ticket: Ticket, request_id: str) -> bytes:
+def classify_answer(
+    result: InferenceResult,
+    request: InferenceRequest,
+    stages_ms: tuple[float, float, float],
+    ticket: Ticket,
+    request_id: str,
+) -> bytes:
     """The 200 of a classify request, as JSON bytes."""
-    timings = result.timings
+    decode_ms, queue_ms, infer_ms = stages_ms
     named = zip(result.items, request.images, strict=False)  # the frames of a clip are one item, named as the first
     items = [_result(item, image.name) for item, image in named]
     return orjson.dumps(
@@ -221,9 +227,9 @@ def classify_answer(result: InferenceResult, request: InferenceRequest, ticket: 
             "request_id": request_id,
             "results": items,
             "timings_ms": {
-                "decode": milliseconds(timings.decode_seconds),
-                "queue": milliseconds(timings.queue_seconds),
-                "infer": milliseconds(timings.infer_seconds),
+                "decode": decode_ms,
+                "queue": queue_ms,
+                "infer": infer_ms,
                 "total": milliseconds(time.monotonic() - ticket.started_at),
             },
         }

@@ -23,6 +23,7 @@ from service.pipeline import Ticket
 from service.repository.states import ModelState
 from service.repository.table import ModelStatus
 from service.rest import compression, json_tensors, tensor_body
+from service.rest.context import context_of
 from service.rest.data_plane import DataRoute, JsonBytes, note_result, unless_gone
 from service.rest.json_tensors import base64_member, from_base64, members
 from service.rest.v2.datatypes import NAME_OF, array_of_elements
@@ -101,7 +102,7 @@ class PredictRoute(DataRoute):
         wanted = TensorRequest(ref, parse(body, limits).read, ticket.started_at + limits.timeout_ms / 1000)
         result = await unless_gone(request, self._pipeline.infer(wanted, ticket))
         answer = render(result)
-        note_result(request, result.version, result.timings, "rows", result.rows)
+        note_result(context_of(request.scope), result.version, result.timings.milliseconds, "rows", result.rows)
         return JsonBytes(answer)
 
 

@@ -43,7 +43,7 @@ class Task(ABC):
         rows = raw.reshape(len(raw), -1).astype(np.float32, copy=False)
         if rows.shape[1] != self.width():
             raise EngineFailed(f"The model gave {rows.shape[1]} numbers an image; {self.width()} were expected.")
-        if not np.isfinite(rows).all():
+        if not np.logical_and.reduce(np.isfinite(rows), axis=None):
             raise EngineFailed("The model gave an output that is not a finite number.")
         if self.spec.activation == "none":
             return rows

@@ -13,7 +13,7 @@ from service.engine.base import TensorSpec
 from service.engine.ort import OrtEngine
 from service.errors import InvalidTensor
 from service.inference_statistics import VersionStatistics
-from service.messages import ImagePayload, ModelRef
+from service.messages import ImagePayload, ModelRef, Timings
 from service.model import LoadedModel
 from service.server import InferenceServer
 from service.tensors import Array, Signature, TensorRequest, TensorResult, Tensors, items_of, signature_of
@@ -297,9 +297,8 @@ async def test_statistics_grow_and_go_on_after_a_reload(tmp_path: Path) -> None:
         with pytest.raises(InvalidTensor):
             await infer(server, image=np.zeros((1, 3, 8, 8)))
         before = loaded(server).statistics
-        assert (before.success.count, before.fail.count, before.inferences) == (2, 1, 4)
-        assert before.queue.count == before.infer.count == before.success.count
-        assert before.infer.nanoseconds > 0
+        assert (before.requests.count, before.fail.count, before.inferences) == (2, 1, 4)
+        assert before.requests.infer.nanoseconds > 0
         assert sum(size * batch.infer.count for size, batch in before.batches.items()) == 4
         assert before.executions == sum(batch.infer.count for batch in before.batches.values())
         await server.repository.unload("model")
@@ -315,3 +314,7 @@ def test_durations_are_whole_and_never_negative() -> None:
     statistics.failed(-1e-9)
     statistics.failed(2.5e-9)
     assert (statistics.fail.count, statistics.fail.nanoseconds) == (2, 2)
+    statistics.succeeded(3e-9, Timings(1e-9, 2e-9, 0.0), -1e-9)
+    found = statistics.requests
+    assert [one.nanoseconds for one in (found.whole, found.input, found.queue, found.output)] == [3, 1, 2, 0]
+    assert found.whole.count == found.output.count == 1

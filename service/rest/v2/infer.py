@@ -15,6 +15,7 @@ from service.errors import MalformedRequest
 from service.messages import ModelRef
 from service.pipeline import Ticket
 from service.rest import compression, tensor_body
+from service.rest.context import context_of
 from service.rest.data_plane import DataRoute, note_result, unless_gone
 from service.rest.v2.request import parse
 from service.rest.v2.response import InferAnswer, render
@@ -42,7 +43,7 @@ class InferRoute(DataRoute):
         wanted = TensorRequest(ref, asked.read, ticket.started_at + timeout_ms / 1000)
         result = await unless_gone(request, self._pipeline.infer(wanted, ticket))
         answer = render(result, asked)
-        note_result(request, result.version, result.timings, "rows", result.rows)
+        note_result(context_of(request.scope), result.version, result.timings.milliseconds, "rows", result.rows)
         return await _response(answer, request.headers.get("accept-encoding", ""))
 
 

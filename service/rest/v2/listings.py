@@ -259,12 +259,12 @@ def _statistics(model: LoadedModel) -> dict[str, Any]:
     found: VersionStatistics = model.statistics
     nothing = Duration()
     durations: Mapping[str, Duration] = {
-        "success": found.success,
+        "success": found.requests.whole,
         "fail": found.fail,
-        "queue": found.queue,
-        "compute_input": found.input,
-        "compute_infer": found.infer,
-        "compute_output": found.output,
+        "queue": found.requests.queue,
+        "compute_input": found.requests.input,
+        "compute_infer": found.requests.infer,
+        "compute_output": found.requests.output,
         "cache_hit": nothing,
         "cache_miss": nothing,
     }

@@ -18,6 +18,7 @@ from service.metrics import Metrics
 from service.rest.connection import Connection, next_piece
 from service.rest.guard import LOOK_SECONDS, ConnectionGuard
 from service.rest.middleware import RequestLayer
+from service.server import InferenceServer
 from tests.support.clock import FakeClock
 
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -500,7 +501,7 @@ async def test_idle_connection_keeps_nothing_of_the_request_that_it_brought() ->
 
     house = House()
     house.config = Config(
-        RequestLayer(app, Settings(), lambda: False),
+        RequestLayer(app, InferenceServer(Settings(), "0")),
         interface="asgi3",
         lifespan="off",
         log_config=None,

@@ -217,7 +217,7 @@ async def test_a_task_that_has_answered_is_forgotten() -> None:
         for message in ANSWERS["whole"]:
             await send(message)
 
-    task = asyncio.create_task(cycle.run_asgi(app))
-    tasks.add(task)
+    cycle.start(app, asyncio.get_running_loop())
+    (task,) = tasks
     await task
     assert not tasks
