@@ -1,8 +1,9 @@
 """`make bench`: what the machine can do in-process, what the running service does, and the ratio; in one run.
 
-For each payload the windows are interleaved (ceiling, then the server at each concurrency, round after round), so that
-what a noisy machine does to one it does to the others. The ceiling is the same work without HTTP, queue and limits:
-as many threads as CPUs, each decoding and running batches of its own over one session, at the best batch size tried.
+Every window of the server stands between two of the ceiling and is compared with these: a machine shared with others
+changes its speed within seconds. The ratio is the median over the rounds, with its quartiles, so that one sees what it
+is worth. The ceiling is the same work without HTTP, queue and limits: as many threads as CPUs, each decoding and
+running batches of its own over one session, in the best batch size tried.
 Writes bench.json and bench.svg and .png: rate and latency over concurrency.
 """
 
@@ -13,7 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,13 @@ class InProcess:
 
 @dataclass(slots=True)
 class Served:
-    """The windows of one concurrency, and what the server used in them."""
+    """The windows of one concurrency, what the server used in them, and their ratios to the ceiling around them."""
 
-    windows: list[Window]
-    cpu_seconds: list[float]
-    batches: list[float]
-    pss_bytes: list[int]
+    windows: list[Window] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    batches: list[float] = field(default_factory=list)
+    pss_bytes: list[int] = field(default_factory=list)
 
     def median(self, of: Callable[[Window], float]) -> float:
         return statistics.median(of(window) for window in self.windows)
@@ -112,13 +114,13 @@ def measure(payload: Payload, server: LocalServer, options: argparse.Namespace) 
     url = f"{server.url}/api/v1/models/{payload.model}/classify"
     threads = usable_cpus()
     closed_loop(url, payload.bodies, payload.content_type, max(options.concurrency), 1.0)
-    batch_rates: dict[int, list[float]] = {size: [] for size in _CEILING_BATCHES}
+    size = _best_batch(inside, threads, options.seconds)
+    ceilings: list[float] = []
     alone: list[float] = []
-    served = {clients: Served([], [], [], []) for clients in options.concurrency}
+    served = {clients: Served() for clients in options.concurrency}
     for _ in range(options.rounds):
         alone.append(inside.one_ms(options.seconds / 2))
-        for size, rates in batch_rates.items():
-            rates.append(inside.rate(threads, size, options.seconds / 2))
+        ceilings.append(inside.rate(threads, size, options.seconds / 2))
         for clients, result in served.items():
             before, cpu = _executions(server, payload.model), _cpu_seconds(server)
             window = closed_loop(url, payload.bodies, payload.content_type, clients, options.seconds)
@@ -127,23 +129,41 @@ def measure(payload: Payload, server: LocalServer, options: argparse.Namespace) 
             result.cpu_seconds.append((_cpu_seconds(server) - cpu) / max(1, len(window.latencies)))
             result.batches.append(images / max(1.0, executions))
             result.pss_bytes.append(psutil.Process(server.pid).memory_full_info().pss)
-    ceiling = max(statistics.median(rates) for rates in batch_rates.values())
-    rows = [_row(clients, result, ceiling) for clients, result in served.items()]
+            ceilings.append(inside.rate(threads, size, options.seconds / 2))
+            result.ratios.append(window.rate / statistics.fmean(ceilings[-2:]))
+    rows = [_row(clients, result) for clients, result in served.items()]
     return {
         "payload": payload.name,
         "model": payload.model,
-        "ceiling": ceiling,
+        "ceiling": statistics.median(ceilings),
+        "ceiling_batch": size,
         "alone_ms": statistics.median(alone),
         "rows": rows,
     }
 
 
-def _row(clients: int, result: Served, ceiling: float) -> dict[str, Any]:
-    rate = result.median(lambda window: window.rate)
+def _best_batch(inside: InProcess, threads: int, seconds: float) -> int:
+    """The batch size of the ceiling, by two turns of windows of all."""
+    rates = dict.fromkeys(_CEILING_BATCHES, 0.0)
+    for _ in range(2):
+        for size in _CEILING_BATCHES:
+            rates[size] += inside.rate(threads, size, seconds / 2)
+    return max(_CEILING_BATCHES, key=rates.__getitem__)
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The lower one, the median and the upper one."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return low, median, high
+
+
+def _row(clients: int, result: Served) -> dict[str, Any]:
+    low, ratio, high = _quartiles(result.ratios)
     return {
         "concurrency": clients,
-        "rate": rate,
-        "ratio": rate / ceiling,
+        "rate": result.median(lambda window: window.rate),
+        "ratio": ratio,
+        "ratio_quartiles": [low, high],
         "p50_ms": result.median(lambda window: window.percentile(0.50)),
         "p99_ms": result.median(lambda window: window.percentile(0.99)),
         "mean_batch": statistics.median(result.batches),
@@ -172,12 +192,17 @@ def _cpu_seconds(server: LocalServer) -> float:
 
 
 def _print(result: dict[str, Any]) -> None:
-    ceiling, alone = result["ceiling"], result["alone_ms"]
-    print(f"\n{result['payload']} -> {result['model']}: ceiling {ceiling:.1f}/s, one alone in-process {alone:.2f} ms")
-    print("  clients   rate/s   ratio    p50 ms    p99 ms   batch   CPU ms  PSS MiB   failed")
+    ceiling, size, alone = result["ceiling"], result["ceiling_batch"], result["alone_ms"]
+    print(
+        f"\n{result['payload']} -> {result['model']}: ceiling {ceiling:.1f}/s in batches of {size}, "
+        f"one alone in-process {alone:.2f} ms"
+    )
+    print("  clients   rate/s   ratio (quartiles)     p50 ms    p99 ms   batch   CPU ms  PSS MiB   failed")
     for row in result["rows"]:
+        low, high = row["ratio_quartiles"]
         print(
-            f"  {row['concurrency']:7d} {row['rate']:8.1f} {row['ratio']:7.3f} {row['p50_ms']:9.2f}"
+            f"  {row['concurrency']:7d} {row['rate']:8.1f} {row['ratio']:7.3f} {low:5.2f} to {high:4.2f}"
+            f" {row['p50_ms']:9.2f}"
             f" {row['p99_ms']:9.2f} {row['mean_batch']:7.2f} {row['cpu_ms']:8.2f} {row['pss_mib']:8.0f}"
             f" {row['failures']:8d}"
         )
@@ -218,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--payload", action="append", choices=list(PAYLOADS), help="default: all")
     parser.add_argument("--concurrency", "-c", action="append", type=int, help="default: 1, 8, 32, 64")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of one window")
     parser.add_argument("--model-repo", type=Path, default=Path("model_repo"))
     parser.add_argument("--reports", type=Path, default=Path("build/bench"), help="folder for the figures")
@@ -232,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.reports.mkdir(parents=True, exist_ok=True)
     with local_server(server_arguments, cpus) as server:
         print(f"{usable_cpus()} CPUs, server ready in {server.ready_seconds:.2f} s, "
-              f"{options.rounds} interleaved rounds of {options.seconds:g} s windows, medians")  # fmt: skip
+              f"{options.rounds} rounds of {options.seconds:g} s windows, medians")  # fmt: skip
         for name in options.payload or PAYLOADS:
             results.append(measure(PAYLOADS[name](), server, options))
             _print(results[-1])

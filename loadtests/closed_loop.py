@@ -18,16 +18,20 @@ from http_answers import Answers
 
 @dataclass(slots=True)
 class Window:
-    """What one window of load saw. Latencies in seconds."""
+    """What one window of load saw: all answers, and how many of the good ones came within its seconds.
 
-    seconds: float = 0.0
-    latencies: list[float] = field(default_factory=list)
+    When the window ends every client still waits for an answer, and fewer and fewer work the server while they come.
+    """
+
+    seconds: float
+    latencies: list[float] = field(default_factory=list)  # in seconds
     failures: int = 0
+    in_time: int = 0
 
     @property
     def rate(self) -> float:
         """Good answers a second."""
-        return len(self.latencies) / self.seconds if self.seconds else 0.0
+        return self.in_time / self.seconds
 
     def percentile(self, share: float) -> float:
         """Latency in milliseconds below which `share` of the answers stay."""
@@ -67,6 +71,7 @@ class _Client(asyncio.Protocol):
         now = time.perf_counter()
         if head.startswith(b"HTTP/1.1 200 "):
             self._window.latencies.append(now - self._sent_at)
+            self._window.in_time += now < self._ends_at
         else:
             self._window.failures += 1
         if now < self._ends_at:
@@ -91,18 +96,17 @@ class _Client(asyncio.Protocol):
 
 async def _run(url: str, requests: Sequence[bytes], clients: int, seconds: float) -> Window:
     parts = urlsplit(url)
-    window = Window()
+    window = Window(seconds)
     loop = asyncio.get_running_loop()
-    started_at = time.perf_counter()
+    ends_at = time.perf_counter() + seconds
     waiting = []
     for number in range(clients):
         rotated = itertools.cycle([*requests[number % len(requests) :], *requests[: number % len(requests)]])
         _, client = await loop.create_connection(
-            lambda rotated=rotated: _Client(rotated, window, started_at + seconds), parts.hostname, parts.port
+            lambda rotated=rotated: _Client(rotated, window, ends_at), parts.hostname, parts.port
         )
         waiting.append(client.done)
     await asyncio.gather(*waiting)
-    window.seconds = time.perf_counter() - started_at
     return window
 
 
