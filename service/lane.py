@@ -94,6 +94,10 @@ class ExecutionThreads:
         shared.help()
         shared.done.wait()
 
+    def is_alone(self) -> bool:
+        """Whether the thread that asks is one of these, and no other has work."""
+        return len(self._idle) == self.count - 1 and threading.current_thread() in self._threads
+
     def replace_lost(self, lost: int) -> None:
         """Work on with new threads; of the old ones those that hang stay behind, the others finish what they have."""
         self.lost += lost

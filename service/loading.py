@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from service.engine.base import Engine
 from service.engine.ort import OrtEngine
 from service.engine.padded import PaddedEngine, bucket_sizes
 from service.engine.spec import ExecutionSpec
+from service.engine.wide import WideEngine
 from service.errors import EngineFailed, FoveaError, ModelLoadError
 from service.imaging.clips import RowMaker, row_maker
 from service.imaging.decode import DecodeBudget
@@ -51,6 +52,8 @@ MODEL_FILE = "model.onnx"
 _MOST_TIMING_SECONDS = 0.4  # of a load, spent on finding the batch size that pays
 _TIMED_RUNS = 3
 INLINE_SECONDS = 0.002  # an execution that takes no longer may run on the event loop
+_MOST_WIDE_BYTES = 64 * 2**20  # of weights that are held twice
+_MOST_WIDE_THREADS = 8  # more of them answer one image hardly sooner
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,9 @@ def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
     files = ModelFiles(folder, version, sums_required=context.sums_required, max_bytes=context.max_version_bytes)
     try:
         with large_blocks_apart():
-            parts = _for_its_device(_sized(_opened(folder, version, files, context), files, context))
+            graph = _read(version, files)
+            parts = _sized(_opened(folder, version, graph, files, context), files, context)
+            parts = _for_its_device(parts, graph, context)
             _warm_up(parts)
             _check_golden(parts, files, context)
             return replace(parts, reference=_reference(parts, files, context))
@@ -99,15 +104,32 @@ def load(folder: Path, version: int, context: LoadContext) -> LoadedParts:
         give_back_memory()
 
 
-def _opened(folder: Path, version: int, files: ModelFiles, context: LoadContext) -> LoadedParts:
-    """Every check that needs no execution, then the session."""
+class _Graph(NamedTuple):
+    """A graph as it lies in its files, checked."""
+
+    model: bytes
+    external: dict[str, bytes]
+
+    def open(self, spec: ExecutionSpec, threads: int) -> OrtEngine:
+        return OrtEngine(self.model, spec, external=self.external, intra_op_threads=threads)
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.model) + sum(len(content) for content in self.external.values())
+
+
+def _read(version: int, files: ModelFiles) -> _Graph:
     model = files.of_version(MODEL_FILE)
     if model is None:
         raise ModelLoadError(f"{version}/{MODEL_FILE} is missing", gate="files")
-    external = _external_data(model, f"{version}/{MODEL_FILE}", files)
+    return _Graph(model, _external_data(model, f"{version}/{MODEL_FILE}", files))
+
+
+def _opened(folder: Path, version: int, graph: _Graph, files: ModelFiles, context: LoadContext) -> LoadedParts:
+    """Every check that needs no execution, then the session."""
     manifest = manifests.read(folder, version, files)
     labels = manifests.read_labels(folder, version, manifest, files)
-    engine = OrtEngine(model, manifest.execution_spec, external=external, intra_op_threads=1)
+    engine = graph.open(manifest.execution_spec, 1)
     spec = manifests.resolve(manifest, labels, engine.inputs, engine.outputs, engine.provider.name)
     task = TASKS[spec.task_name](spec.task)
     preprocessor = row_maker(spec.input, context.limits, context.budget) if spec.input else None
@@ -148,15 +170,25 @@ def _sized(parts: LoadedParts, files: ModelFiles, context: LoadContext) -> Loade
     return replace(parts, spec=replace(parts.spec, batching=batching), batch_seconds=seconds_of[size])
 
 
-def _for_its_device(parts: LoadedParts) -> LoadedParts:
-    """A device sees batches of a few sizes only; a CPU every one."""
+def _for_its_device(parts: LoadedParts, graph: _Graph, context: LoadContext) -> LoadedParts:
+    """A device sees batches of a few sizes only; a CPU every one, and one image alone with all its cores."""
     spec, engine = parts.spec, parts.engine
+    if engine.provider.name == "cpu" and _may_be_wide(parts, graph, context):
+        wide = graph.open(parts.execution, min(context.threads.count, _MOST_WIDE_THREADS))
+        return replace(parts, engine=WideEngine(engine, wide, context.threads.is_alone))
     signature = signature_of(engine.inputs, engine.outputs, spec.input.tensor if spec.input else None)
     is_open = signature.is_batched and all(one.shape[0] == -1 for one in engine.inputs)
     if engine.provider.name == "cpu" or not is_open:
         return parts
     with_rows = [place for place, output in enumerate(engine.outputs) if output in signature.outputs]
     return replace(parts, engine=PaddedEngine(engine, with_rows, bucket_sizes(spec.batching.max_batch_size)))
+
+
+def _may_be_wide(parts: LoadedParts, graph: _Graph, context: LoadContext) -> bool:
+    """Whether one image alone is worth a second session: of a network that has threads to itself, and is not large."""
+    has_threads = parts.batch_seconds > INLINE_SECONDS and not parts.instances and not parts.execution.intra_op_threads
+    is_of_images = parts.spec.input is not None
+    return is_of_images and has_threads and context.threads.count > 1 and graph.nbytes <= _MOST_WIDE_BYTES
 
 
 def _network(parts: LoadedParts, files: ModelFiles, sizes: Sequence[int]) -> Hashable:

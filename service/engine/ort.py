@@ -148,7 +148,11 @@ def _session(
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         source = model if isinstance(model, bytes) else str(model)
-        return ort.InferenceSession(source, options, providers=providers)
+        session = ort.InferenceSession(source, options, providers=providers)
+        session._model_bytes = (
+            None  # kept for a fallback to other providers, which we do by ourselves: the weights again
+        )
+        return session
     except Exception as error:
         raise ModelLoadError(_one_line(error, model)) from error
 

@@ -136,6 +136,18 @@ class Held:
         assert await asyncio.to_thread(self._has_begun.wait, PATIENCE_SECONDS)
 
 
+async def test_a_thread_is_alone_while_no_other_works(threads: ExecutionThreads) -> None:
+    lane, other = FusedLane(threads, 2), Held()
+    await until(lambda: len(threads._idle) == 2)
+    assert not threads.is_alone(), "asked by a thread that is none of them"
+    assert await ran(lane, threads.is_alone)
+    running = asyncio.create_task(ran(lane, other))
+    await other.begun()
+    assert not await ran(lane, threads.is_alone)
+    other.end()
+    await running
+
+
 async def test_closing_waits_for_what_runs_and_for_what_waits() -> None:
     threads, job = ExecutionThreads(1), Held()
     running, waiting = (

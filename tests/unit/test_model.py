@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
+from service import loading
 from service.engine.base import ProviderInfo, Tensor
 from service.engine.ort import OrtEngine
 from service.errors import EngineFailed, InvalidImage, NoImageSignature
 from service.messages import Classification, InferenceResult
 from service.model import ModelDescription
 from service.server import InferenceServer
-from tests.support import tiny_models
+from tests.support import bodies, tiny_models
 from tests.support.tiny_models import (
     UNIT,
     best_labels,
@@ -363,6 +364,45 @@ async def test_a_session_has_one_thread_inside_unless_the_manifest_says_more(
         engine = description(server).engine
         assert isinstance(engine, OrtEngine)
         assert engine._session.get_session_options().intra_op_num_threads == threads
+
+
+def write_slow(root: Path, **execution: int) -> None:
+    """A network of some milliseconds on one thread: too long for the event loop."""
+    text = manifest(batching={"max_batch_size": 2}, execution=execution).replace("[input]", "[input]\nsize = [8, 8]", 1)
+    write_model(root, "model", bodies.slow_model(products=4), manifest=text)
+
+
+async def test_an_image_alone_is_answered_by_all_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[int, int]] = []
+    real = OrtEngine.run
+
+    def run(self: OrtEngine, feeds: Any) -> Any:
+        runs.append((self._session.get_session_options().intra_op_num_threads, len(feeds["pixels"])))
+        return real(self, feeds)
+
+    write_slow(tmp_path)
+    monkeypatch.setattr(OrtEngine, "run", run)
+    async with serving(tmp_path, execution={"threads": 3}) as server:
+        runs.clear()
+        for color in ("red", "green"):
+            (item,) = (await classify(server.pipeline, "model", picture(color))).items
+            assert isinstance(item, Classification)
+            assert item.predictions[0].label == color
+    assert runs == [(3, 1), (3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("execution", "threads", "most_bytes"),
+    [({"instances": 1}, 2, 2**26), ({"intra_op_threads": 1}, 2, 2**26), ({}, 1, 2**26), ({}, 2, 2**20)],
+    ids=["a bound on instances", "threads of its own", "one thread", "large weights"],
+)
+async def test_weights_are_held_once_where_the_second_time_would_not_pay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, execution: dict[str, int], threads: int, most_bytes: int
+) -> None:
+    monkeypatch.setattr(loading, "_MOST_WIDE_BYTES", most_bytes)
+    write_slow(tmp_path, **execution)
+    async with serving(tmp_path, execution={"threads": threads}) as server:
+        assert isinstance(description(server).engine, OrtEngine)
 
 
 async def test_of_a_version_that_went_nothing_stays_in_memory(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """OrtEngine on real sessions: signatures, providers and what their absence is called, faults."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,14 @@ def test_the_signature_is_the_graphs_own(
     assert (image.name, image.dtype, image.shape) == ("image", dtype, shape)
     (scores,) = engine.outputs
     assert (scores.name, scores.dtype) == ("scores", "float32")
+
+
+def test_an_engine_does_not_keep_the_bytes_that_it_was_made_of(graph: Path) -> None:
+    model = graph.read_bytes()
+    before = sys.getrefcount(model)
+    engine = OrtEngine(model, CPU)
+    assert sys.getrefcount(model) == before
+    engine.close()
 
 
 def test_a_graph_fed_what_it_asks_for_answers(graph: Path) -> None:
