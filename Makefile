@@ -77,6 +77,9 @@ bench: $(LOAD)  ## Ceiling, served and their ratio, measured in one run (ARGS=--
 together: $(LOAD)  ## What models on one machine notice of each other: rates, latencies, phone photographs among others
 	.venv-load/bin/python loadtests/together.py $(ARGS)
 
+accelerator: $(LOAD)  ## What a GPU makes of encoded photographs: alone, with decoding, served; agreement with the CPU
+	.venv-load/bin/python loadtests/accelerator.py $(ARGS)
+
 tensors: $(DEV)  ## Binary and JSON tensors through /v2 against the same batch in-process
 	$(BIN)/python loadtests/tensors.py $(ARGS)
 
@@ -187,4 +190,4 @@ $(IMPORT): requirements/import.txt requirements/torch-cpu.txt requirements/torch
 	.venv-import/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: help serve test test-abuse test-faults soak check format bench tensors load slo accuracy image test-real test-page test-corpora sbom dashboard recipe lock shape clean compare quantize import test-import rollouts
+.PHONY: accelerator help serve test test-abuse test-faults soak check format bench tensors load slo accuracy image test-real test-page test-corpora sbom dashboard recipe lock shape clean compare quantize import test-import rollouts

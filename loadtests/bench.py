@@ -45,25 +45,23 @@ class InProcess:
         version = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
         manifest = manifests.read(folder, version)
         labels = manifests.read_labels(folder, version, manifest)
-        self._engine = OrtEngine(folder / str(version) / "model.onnx", manifest.execution_spec)
-        spec = manifests.resolve(
-            manifest, labels, self._engine.inputs, self._engine.outputs, self._engine.provider.name
-        )
+        self.engine = OrtEngine(folder / str(version) / "model.onnx", manifest.execution_spec)
+        spec = manifests.resolve(manifest, labels, self.engine.inputs, self.engine.outputs, self.engine.provider.name)
         assert spec.input is not None
-        self._input = spec.input
-        self._preprocessor = Preprocessor(spec.input, ImageLimits(), DecodeBudget(1 << 28))
-        self._task = TASKS[spec.task_name](spec.task)
-        self._images = [ImagePayload(body) for body in payload.bodies]
+        self.input = spec.input
+        self.preprocessor = Preprocessor(spec.input, ImageLimits(), DecodeBudget(1 << 28))
+        self.task = TASKS[spec.task_name](spec.task)
+        self.images = [ImagePayload(body) for body in payload.bodies]
 
     def batch(self, start: int, size: int) -> None:
         """Decode, run and rank `size` images."""
-        rows = np.empty((size, *self._input.shape), self._input.dtype)
+        rows = np.empty((size, *self.input.shape), self.input.dtype)
         for place in range(size):
-            image = self._images[(start + place) % len(self._images)]
-            self._preprocessor.prepare(self._preprocessor.inspect(image), rows[place])
-        raw = self._engine.run({self._input.tensor: rows})[0]
-        for scores in self._task.scores(raw):
-            self._task.predictions(scores, 5, None)
+            image = self.images[(start + place) % len(self.images)]
+            self.preprocessor.prepare(self.preprocessor.inspect(image), rows[place])
+        raw = self.engine.run({self.input.tensor: rows})[0]
+        for scores in self.task.scores(raw):
+            self.task.predictions(scores, 5, None)
 
     def rate(self, threads: int, size: int, seconds: float) -> float:
         """Images a second of `threads` threads in batches of `size`."""
