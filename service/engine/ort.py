@@ -149,9 +149,7 @@ def _session(
     try:
         source = model if isinstance(model, bytes) else str(model)
         session = ort.InferenceSession(source, options, providers=providers)
-        session._model_bytes = (
-            None  # kept for a fallback to other providers, which we do by ourselves: the weights again
-        )
+        session._model_bytes = None  # it keeps the weights once more, to fall back on another provider by itself
         return session
     except Exception as error:
         raise ModelLoadError(_one_line(error, model)) from error
