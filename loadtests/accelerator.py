@@ -63,19 +63,6 @@ def with_provider(manifest: str, provider: str) -> str:
     return f"{manifest.rstrip()}\n\n[execution]\n{line}\n"
 
 
-def decoded(inside: InProcess, start: int, size: int) -> Rows:
-    """`size` images from the `start`th on, as the graph wants them."""
-    rows = np.empty((size, *inside.input.shape), inside.input.dtype)
-    for place in range(size):
-        _decode(inside, start + place, rows[place])
-    return rows
-
-
-def _decode(inside: InProcess, number: int, row: Rows) -> None:
-    image = inside.images[number % len(inside.images)]
-    inside.preprocessor.prepare(inside.preprocessor.inspect(image), row)
-
-
 def _rate(step: Callable[[], int], seconds: float) -> float:
     """Images a second of `step`, which says how many it did."""
     done, started_at = 0, time.perf_counter()
@@ -86,7 +73,7 @@ def _rate(step: Callable[[], int], seconds: float) -> float:
 
 def device_rate(inside: InProcess, size: int, seconds: float) -> float:
     """Of the graph alone, on a batch that lies ready."""
-    feeds = {inside.input.tensor: decoded(inside, 0, size)}
+    feeds = {inside.input.tensor: inside.decoded(0, size)}
     inside.engine.run(feeds)
 
     def run() -> int:
@@ -101,7 +88,7 @@ def decoding_rate(inside: InProcess, pool: ThreadPoolExecutor, size: int, second
     rows = np.empty((size, *inside.input.shape), inside.input.dtype)
 
     def fill() -> int:
-        list(pool.map(lambda place: _decode(inside, place, rows[place]), range(size)))
+        list(pool.map(lambda place: inside.decode(place, rows[place]), range(size)))
         return size
 
     return _rate(fill, seconds)
@@ -136,13 +123,13 @@ class Ceiling:
         return rate
 
     def _fill(self, rows: Rows) -> "list[Future[None]]":
-        return [self._pool.submit(_decode, self._inside, place, rows[place]) for place in range(self._size)]
+        return [self._pool.submit(self._inside.decode, place, rows[place]) for place in range(self._size)]
 
 
 def agreement(device: InProcess, cpu: InProcess) -> tuple[int, int, float]:
     """How many images, of how many the best label is the same on both, and the largest difference of a score."""
     size = len(device.images)
-    rows = decoded(cpu, 0, size)
+    rows = cpu.decoded(0, size)
     ours, theirs = (one.task.scores(one.engine.run({one.input.tensor: rows})[0]) for one in (device, cpu))
     same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
     return size, same, float(np.abs(ours - theirs).max())

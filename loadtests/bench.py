@@ -53,13 +53,21 @@ class InProcess:
         self.task = TASKS[spec.task_name](spec.task)
         self.images = [ImagePayload(body) for body in payload.bodies]
 
-    def batch(self, start: int, size: int) -> None:
-        """Decode, run and rank `size` images."""
+    def decode(self, number: int, row: "np.ndarray[Any, Any]") -> None:
+        """The `number`th image, as the graph wants it, into `row`."""
+        image = self.images[number % len(self.images)]
+        self.preprocessor.prepare(self.preprocessor.inspect(image), row)
+
+    def decoded(self, start: int, size: int) -> "np.ndarray[Any, Any]":
+        """`size` images from the `start`th on."""
         rows = np.empty((size, *self.input.shape), self.input.dtype)
         for place in range(size):
-            image = self.images[(start + place) % len(self.images)]
-            self.preprocessor.prepare(self.preprocessor.inspect(image), rows[place])
-        raw = self.engine.run({self.input.tensor: rows})[0]
+            self.decode(start + place, rows[place])
+        return rows
+
+    def batch(self, start: int, size: int) -> None:
+        """Decode, run and rank `size` images."""
+        raw = self.engine.run({self.input.tensor: self.decoded(start, size)})[0]
         for scores in self.task.scores(raw):
             self.task.predictions(scores, 5, None)
 
