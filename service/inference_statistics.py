@@ -4,12 +4,14 @@ They only grow: a version loaded again goes on where it was, as clients subtract
 """
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from service.messages import Timings
 
-_MOST_VERSIONS = 1000
+_GONE_VERSIONS_KEPT = 16
 
 
 class Execution(NamedTuple):
@@ -109,15 +111,16 @@ class VersionStatistics:
 
 
 class Statistics:
-    """Of every version that was loaded, up to a number that only a machine loads by."""
+    """Of the versions in service, each of which holds its own, and of the last few that went."""
 
     def __init__(self) -> None:
-        self._versions: dict[tuple[str, int], VersionStatistics] = {}
+        self._known: WeakValueDictionary[tuple[str, int], VersionStatistics] = WeakValueDictionary()
+        self._gone: deque[VersionStatistics] = deque(maxlen=_GONE_VERSIONS_KEPT)
 
     def of(self, model: str, version: int) -> VersionStatistics:
-        """To be kept by the version for as long as it is loaded."""
-        known = self._versions.pop((model, version), None) or VersionStatistics()
-        self._versions[model, version] = known
-        if len(self._versions) > _MOST_VERSIONS:
-            del self._versions[next(iter(self._versions))]
-        return known
+        """To be held by the version for as long as it is loaded."""
+        return self._known.setdefault((model, version), VersionStatistics())
+
+    def gone(self, statistics: VersionStatistics) -> None:
+        """A version that held these was unloaded."""
+        self._gone.append(statistics)

@@ -198,6 +198,7 @@ class LoadedModel:
         ]
         self._image_shapes: Shapes = (parts.spec.input.shape,) if parts.spec.input else ()
         self.statistics = context.statistics.of(name, version)
+        self._all_statistics = context.statistics
         self._max_rows = context.max_rows
         self._metrics: ModelMetrics = context.metrics.model_loaded(
             name, version, parts.spec.task.labels, parts.engine.provider.name
@@ -336,6 +337,7 @@ class LoadedModel:
         """Free the engine. Only after `drain`."""
         self._all_metrics.unwatch_queue(self.name, self._waiting)
         self._all_metrics.model_unloaded(self.name, self.version)
+        self._all_statistics.gone(self.statistics)
         self._parts.engine.close()
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.run_in_executor, None, give_back_memory)  # once the caller has let go of this

@@ -12,8 +12,7 @@ import pytest
 from service.engine.base import TensorSpec
 from service.engine.ort import OrtEngine
 from service.errors import InvalidTensor
-from service.inference_statistics import VersionStatistics
-from service.messages import ImagePayload, ModelRef, Timings
+from service.messages import ImagePayload, ModelRef
 from service.model import LoadedModel
 from service.server import InferenceServer
 from service.tensors import Array, Signature, TensorRequest, TensorResult, Tensors, items_of, signature_of
@@ -307,14 +306,3 @@ async def test_statistics_grow_and_go_on_after_a_reload(tmp_path: Path) -> None:
         assert again.inferences == 4
         await infer(server, image=planes("red"))
         assert again.inferences == 5
-
-
-def test_durations_are_whole_and_never_negative() -> None:
-    statistics = VersionStatistics()
-    statistics.failed(-1e-9)
-    statistics.failed(2.5e-9)
-    assert (statistics.fail.count, statistics.fail.nanoseconds) == (2, 2)
-    statistics.succeeded(3e-9, Timings(1e-9, 2e-9, 0.0), -1e-9)
-    found = statistics.requests
-    assert [one.nanoseconds for one in (found.whole, found.input, found.queue, found.output)] == [3, 1, 2, 0]
-    assert found.whole.count == found.output.count == 1
