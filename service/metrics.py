@@ -372,6 +372,9 @@ class Metrics:
         self.connections_closed = self._counter(
             "fovea_connections_closed", "Connections and requests ended by a limit of the transport.", ["reason"]
         )
+        self.accepts_failed = self._counter(
+            "fovea_accepts_failed", "Times that a connection had to wait for a descriptor or for memory."
+        )
         self.tasks = self._gauge("fovea_event_loop_tasks", "Tasks of the event loop that have not ended.")
         self.auth_failures = self._counter(
             "fovea_auth_failures", "Requests without the credential they need.", ["reason"]

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 _FIRST_REQUEST_SECONDS = 1.0  # a client that has just connected sends its request within this, or has none
 _HOST = re.compile(rb"[A-Za-z0-9._~:\[\]%-]*")  # names, addresses, a port
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a reset instead of megabytes for a reader who does not read
+_TAKEN_A_TURN = 64  # connections, of some 50 microseconds each
+_REST_SECONDS = 0.5  # without a descriptor for one more connection
 _KEPT = 256  # request targets and hosts: a service's callers send the same few
 _HEAD_END = b"\r\n\r\n"
 _UPGRADE_FIELDS = frozenset({b"connection", b"upgrade", b"http2-settings"})
@@ -385,34 +387,80 @@ class Connection(HttpToolsProtocol):
 
 
 class HttpServer(Server):
-    """uvicorn without its signal handling, closing its listener without dropping the backlog."""
+    """uvicorn without its signal handling, with a listener of its own, which it closes without dropping the backlog.
+
+    uvloop's listener takes one connection a turn of the event loop, and in a turn a busy loop runs a whole batch: of
+    128 clients that came at once under load the last was answered after half a second.
+    """
 
     def __init__(self, config: Config, *, listener: socket.socket, guard: ConnectionGuard) -> None:
         super().__init__(config)
         self._listener = listener
         self._guard = guard
+        self._arriving: set[asyncio.Task[Any]] = (
+            set()
+        )  # connections that become ours, by a handshake where there is TLS
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are `run`'s business."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await self.lifespan.startup()
+        self.servers = []
+        self._listener.listen(self.config.backlog)
+        self._listener.setblocking(False)
+        self._listen()
+        self.started = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, adopt what the kernel has accepted already, answer everything, close."""
-        backlog = self._listener.dup()  # keeps the listening socket alive while uvloop closes its own handle
-        backlog.setblocking(False)
-        for server in self.servers:
-            server.close()
-        await asyncio.sleep(0)  # uvloop closes handles at the end of a turn
-        waiting = _accept_all(backlog)
-        for closing in (backlog, *(sockets or [])):
-            closing.close()
-        for connected in waiting:
-            connected.setblocking(False)
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connected, ssl=self.config.ssl)
-        if waiting:
-            logger.info("backlog_adopted", extra={"connections": len(waiting)})
+        asyncio.get_running_loop().remove_reader(self._listener)
+        adopted = 0
+        while taken := self._take_some():
+            adopted += taken
+        self._listener.close()
+        if adopted:
+            logger.info("backlog_adopted", extra={"connections": adopted})
+        if self._arriving:
+            await asyncio.wait(self._arriving, timeout=_FIRST_REQUEST_SECONDS)
         await super().shutdown(sockets)
+
+    def _listen(self) -> None:
+        if self._listener.fileno() >= 0:  # not closed meanwhile
+            asyncio.get_running_loop().add_reader(self._listener, self._take_some)
+
+    def _take_some(self) -> int:
+        """Connections that are complete in the kernel's queue become ours; how many. The next turn takes the others."""
+        for taken in range(_TAKEN_A_TURN):
+            try:
+                connected = self._listener.accept()[0]
+            except (BlockingIOError, ConnectionAbortedError):
+                return taken
+            except OSError as error:
+                self._rest(error)
+                return taken
+            connected.setblocking(False)
+            loop = asyncio.get_running_loop()
+            task = loop.create_task(loop.connect_accepted_socket(self._protocol, connected, ssl=self.config.ssl))
+            self._arriving.add(task)
+            task.add_done_callback(self._arrived)
+        return _TAKEN_A_TURN
+
+    def _arrived(self, task: asyncio.Task[Any]) -> None:
+        self._arriving.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, OSError):  # which is the client's: it left, or shook no hands
+            logger.error("connection_failed", exc_info=error)
+
+    def _rest(self, error: OSError) -> None:
+        """Whoever comes next waits in the kernel: asking on for what there is no room for would be in vain."""
+        self._guard.cannot_accept(error)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener)
+        loop.call_later(_REST_SECONDS, self._listen)
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's, ten times a second."""
@@ -424,16 +472,6 @@ class HttpServer(Server):
         return Connection(
             guard=self._guard, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
-
-
-def _accept_all(backlog: socket.socket) -> list[socket.socket]:
-    """Every connection that is complete in the kernel's queue."""
-    waiting = []
-    while True:
-        try:
-            waiting.append(backlog.accept()[0])
-        except OSError:
-            return waiting
 
 
 def _has_unread_data(transport: asyncio.Transport) -> bool:

@@ -114,6 +114,11 @@ class ConnectionGuard:
         self.count(reason)
         logger.warning("connection_closed", extra={"reason": reason, "client": client and client[0], **fields})
 
+    def cannot_accept(self, error: OSError) -> None:
+        """There is no descriptor, or no memory, for one more connection."""
+        self._metrics.accepts_failed.inc()
+        logger.error("accept_failed", extra={"reason": error.strerror or str(error)})
+
     def refusal(self, reason: str, client: tuple[str, int] | None, request_id: str) -> bytes:
         """The whole answer to what is not taken, which says that the connection closes."""
         status, detail = REFUSALS[reason]
