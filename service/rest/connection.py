@@ -437,8 +437,10 @@ class HttpServer(Server):
         for taken in range(_TAKEN_A_TURN):
             try:
                 connected = self._listener.accept()[0]
-            except (BlockingIOError, ConnectionAbortedError):
+            except BlockingIOError:
                 return taken
+            except ConnectionAbortedError:  # who has left meanwhile
+                continue
             except OSError as error:
                 self._rest(error)
                 return taken

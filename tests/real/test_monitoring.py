@@ -201,7 +201,11 @@ class Traffic:
     async def _ask(self, data: bytes) -> None:
         with suppress(OSError, raw_http.IncompleteAnswer):
             connection = self._idle.pop() if self._idle else await raw_http.Connection.open(self._port)
-            answer = await connection.ask(data)
+            try:
+                answer = await connection.ask(data)
+            except (OSError, raw_http.IncompleteAnswer):
+                await connection.close()
+                raise
             self.statuses[answer.status_code] = self.statuses.get(answer.status_code, 0) + 1
             self._idle.append(connection)
 
@@ -209,11 +213,13 @@ class Traffic:
         """Ask and go away without waiting."""
         with suppress(OSError):
             _, writer = await asyncio.open_connection("127.0.0.1", self._port)
-            writer.write(data)
-            await writer.drain()
-            taken: socket.socket = writer.get_extra_info("socket")
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.close()
+            try:
+                writer.write(data)
+                await writer.drain()
+                taken: socket.socket = writer.get_extra_info("socket")
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            finally:
+                writer.close()
 
     async def _finish(self) -> None:
         await asyncio.gather(*self._tasks, return_exceptions=True)
