@@ -122,26 +122,35 @@ class ExecutionThreads:
             thread.start()
 
     def _serve(self, unclaimed: deque[int]) -> None:
-        """One thread's life: job after job, until it is replaced or there are no more."""
-        me, hand = threading.current_thread(), SimpleQueue[_Job | None]()
+        """One thread's life: job after job, until it is replaced or there are no more.
+
+        It stands ready for the next one before it tells how the last one ended: whoever is told then finds it idle.
+        """
+        hand = SimpleQueue[_Job | None]()
         place = _Place(unclaimed.popleft(), self._cpus) if unclaimed else None
         inline_jobs = self.inline_jobs
-        while me in self._threads and (job := self._next(hand)) is not None:
+        self._stand_ready(hand)
+        while (job := hand.get()) is not None:
             if place is not None:
                 place.keep(inline_jobs == self.inline_jobs)
                 inline_jobs = self.inline_jobs
-            _run(*job)
+            tell = _run(*job)
             del job  # or it would be kept until the next one
+            self._stand_ready(hand)
+            tell()
+            del tell  # likewise, and an error and this frame would hold each other, and the batch
 
-    def _next(self, hand: "SimpleQueue[_Job | None]") -> "_Job | None":
-        """The job that waited longest, or the next to come; None where none will."""
+    def _stand_ready(self, hand: "SimpleQueue[_Job | None]") -> None:
+        """Have the job put into `hand` that waited longest, or the next to come; None where none will."""
         with self._lock:
-            if self._waiting:
-                return self._waiting.popleft()
-            if self._is_closed:
-                return None
-            self._idle.append(hand)
-        return hand.get()
+            if threading.current_thread() not in self._threads:
+                hand.put(None)
+            elif self._waiting:
+                hand.put(self._waiting.popleft())
+            elif self._is_closed:
+                hand.put(None)
+            else:
+                self._idle.append(hand)
 
 
 class _Shared(Generic[ItemT]):
@@ -186,19 +195,25 @@ class _Place:
             os.sched_setaffinity(0, {self._own} if is_kept else self._every)
 
 
-def _run(job: Callable[[], Any], listener: _Listener | None) -> None:
-    """Run `job` in this thread, and tell its listener on the listener's event loop how it ended."""
+def _run(job: Callable[[], Any], listener: _Listener | None) -> Callable[[], None]:
+    """Run `job` in this thread; what is returned tells its listener, on the listener's event loop, how it ended."""
     if listener is None:
         job()
-        return
+        return _tell_nobody
     loop, end = listener
     try:
-        told = partial(end, job(), None)
+        return partial(_tell, loop, partial(end, job(), None))
     except BaseException as error:  # noqa: BLE001  # whatever it is, it belongs to whoever listens
-        told = partial(end, None, error)
+        return partial(_tell, loop, partial(end, None, error))
+
+
+def _tell(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
     with suppress(RuntimeError):  # the loop is closed: nobody listens
-        loop.call_soon_threadsafe(told)
-    del told  # or an error and this frame would hold each other, and the batch
+        loop.call_soon_threadsafe(end)
+
+
+def _tell_nobody() -> None:
+    pass
 
 
 class FusedLane:

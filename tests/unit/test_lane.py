@@ -3,7 +3,9 @@
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -146,6 +148,24 @@ async def test_a_thread_is_alone_while_no_other_works(threads: ExecutionThreads)
     assert not await ran(lane, threads.is_alone)
     other.end()
     await running
+
+
+async def test_whoever_is_told_that_a_job_ended_finds_its_thread_idle(
+    threads: ExecutionThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next job would not be alone, and would run on a thread with cold caches."""
+    lane, loop = FusedLane(threads, 2), asyncio.get_running_loop()
+    tell = loop.call_soon_threadsafe
+
+    def tell_and_dawdle(*what: Any) -> Any:
+        told = tell(*what)
+        time.sleep(0.01)  # the thread has lost its CPU just then
+        return told
+
+    await until(lambda: len(threads._idle) == 2)
+    monkeypatch.setattr(loop, "call_soon_threadsafe", tell_and_dawdle)
+    seen = [await ran(lane, lambda: (threads.is_alone(), threading.get_ident())) for _ in range(3)]
+    assert set(seen) == {(True, seen[0][1])}
 
 
 async def test_closing_waits_for_what_runs_and_for_what_waits() -> None:
