@@ -397,9 +397,7 @@ class HttpServer(Server):
         super().__init__(config)
         self._listener = listener
         self._guard = guard
-        self._arriving: set[asyncio.Task[Any]] = (
-            set()
-        )  # connections that become ours, by a handshake where there is TLS
+        self._arriving: set[asyncio.Task[Any]] = set()  # each makes a connection ours; with TLS by a handshake
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -433,7 +431,7 @@ class HttpServer(Server):
             asyncio.get_running_loop().add_reader(self._listener, self._take_some)
 
     def _take_some(self) -> int:
-        """Connections that are complete in the kernel's queue become ours; how many. The next turn takes the others."""
+        """Connections that are complete in the kernel's queue become ours; how many there were. A later turn takes the rest."""
         for taken in range(_TAKEN_A_TURN):
             try:
                 connected = self._listener.accept()[0]
