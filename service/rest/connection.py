@@ -431,7 +431,7 @@ class HttpServer(Server):
             asyncio.get_running_loop().add_reader(self._listener, self._take_some)
 
     def _take_some(self) -> int:
-        """Connections that are complete in the kernel's queue become ours; how many there were. A later turn takes the rest."""
+        """Connections that are complete in the kernel's queue become ours; how many. A later turn takes the rest."""
         for taken in range(_TAKEN_A_TURN):
             try:
                 connected = self._listener.accept()[0]
