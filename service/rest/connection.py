@@ -259,9 +259,14 @@ class Connection(HttpToolsProtocol):
         elif not self.is_answering and now - self._since > self._guard.keep_alive_seconds:
             self._close_unless_spoken_to()
 
-    def is_spare(self, now: float) -> bool:
-        """Whether the connection only waits for its client, and has for a second."""
-        return self._stage is not Stage.BODY and not self.is_answering and now - self._since > _FIRST_REQUEST_SECONDS
+    def is_waiting(self, now: float) -> bool:
+        """Whether the connection only waits for its client, and has for a second, as far as has been read."""
+        is_idle = self._stage is not Stage.BODY and not self.is_answering
+        return is_idle and now - self._since > _FIRST_REQUEST_SECONDS and not self.transport.is_closing()
+
+    def is_spoken_to(self) -> bool:
+        """Whether the client has sent something that has not been read yet."""
+        return _has_unread_data(self.transport)
 
     def end(self, reason: str) -> None:
         """Close at once, whatever is under way; what the kernel still has to send is forgotten with it."""
@@ -283,7 +288,7 @@ class Connection(HttpToolsProtocol):
         return self._unsent_since is not None and now - self._unsent_since >= self._guard.write_seconds
 
     def _close_unless_spoken_to(self) -> None:
-        if not _has_unread_data(self.transport):
+        if not self.is_spoken_to():
             self.transport.close()
 
     def _give_up_head(self) -> None:
@@ -374,7 +379,7 @@ class Connection(HttpToolsProtocol):
         """No further requests: finish what runs, read what was sent, then close."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
-        elif self.cycle is None or _has_unread_data(self.transport):
+        elif self.cycle is None or self.is_spoken_to():
             self.loop.call_later(_FIRST_REQUEST_SECONDS, self._close_if_idle)
         else:
             self.transport.close()

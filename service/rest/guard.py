@@ -9,6 +9,7 @@ import resource
 import time
 from collections.abc import Callable, Collection
 from http import HTTPStatus
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import orjson
@@ -25,6 +26,7 @@ LOOK_SECONDS = 0.5  # a deadline is kept to within this
 _BYTES_PER_SECOND = 256 * 1024  # of a body: a slow uplink does that
 _DISCARDED_BYTES = 64 * 1024  # of a body beyond any limit, before the connection is closed under its sender
 _OWN_FILES = 64  # descriptors kept for models, logs and libraries
+_ASKED = 16  # of the connections that wait, for each that comes when there is no room: a system call each
 
 # reason -> (status, what the client is told)
 REFUSALS = {
@@ -95,11 +97,15 @@ class ConnectionGuard:
         self._metrics.open_connections.set(len(connections))
 
     def has_room(self, connections: Collection["Connection"]) -> bool:
-        """Whether one more connection fits, if need be in the place of one that is only waiting."""
+        """Whether one more connection fits, if need be in the place of one that is only waiting.
+
+        Of those that wait a few are asked whether their clients have spoken: where we are that far behind, most have.
+        """
         if len(connections) <= self._most_connections:
             return True
         now = self.clock()
-        spare = next((one for one in connections if one.is_spare(now)), None)
+        waiting = islice((one for one in connections if one.is_waiting(now)), _ASKED)
+        spare = next((one for one in waiting if not one.is_spoken_to()), None)
         if spare is None:
             return False
         spare.end("connection_limit")

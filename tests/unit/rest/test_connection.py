@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
@@ -33,6 +34,7 @@ class FakeTransport:
     def __init__(self) -> None:
         self.written = b""
         self.unsent = 0
+        self.connected: socket.socket | None = None
         self.is_closed = False
         self.is_aborted = False
         self.is_reading = True
@@ -45,7 +47,7 @@ class FakeTransport:
         return self.unsent
 
     def get_extra_info(self, name: str) -> Any:
-        return ("192.0.2.7", 5) if name == "peername" else None
+        return {"peername": ("192.0.2.7", 5), "socket": self.connected}.get(name)
 
     def is_closing(self) -> bool:
         return self.is_closed
@@ -465,6 +467,31 @@ class TestRoom:
         assert not busy.is_closed
         assert not third.is_closed
         assert house.closed_for("connection_limit") == 1
+
+    async def test_each_of_several_that_come_at_once_takes_a_place_of_its_own(self) -> None:
+        house = House(connections=2)
+        silent = [house.connect()[1] for _ in range(2)]
+        for transport in silent:
+            transport.lost = lambda: None  # the event loop tells of it in its next turn
+        await house.pass_time(2)
+        came = [house.connect()[1] for _ in range(3)]
+        assert [transport.is_closed for transport in silent] == [True, True]
+        assert [transport.is_closed for transport in came] == [False, False, True]
+        assert status_of(came[2]) == 503
+
+    async def test_one_whose_client_has_spoken_does_not(self) -> None:
+        house = House(connections=1)
+        _, transport = house.connect()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            transport.connected = ours
+            await house.pass_time(2)
+            theirs.send(b"G")
+            assert status_of(house.connect()[1]) == 503
+            assert not transport.is_closed
+            ours.recv(1)
+            assert not house.connect()[1].is_closed
+            assert transport.is_closed
 
     async def test_where_all_are_busy_the_new_one_is_refused(self) -> None:
         house = House(connections=2)
