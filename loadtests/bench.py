@@ -4,6 +4,7 @@ Every window of the server stands between two of the ceiling and is compared wit
 changes its speed within seconds. The ratio is the median over the rounds, with its quartiles, so that one sees what it
 is worth. The ceiling is the same work without HTTP, queue and limits: as many threads as CPUs, each decoding and
 running batches of its own over one session, in the best batch size tried.
+The slowest answer is of all rounds: what comes once in a thousand, p99 hides.
 Writes bench.json and bench.svg and .png: rate and latency over concurrency.
 """
 
@@ -172,6 +173,7 @@ def _row(clients: int, result: Served) -> dict[str, Any]:
         "ratio_quartiles": [low, high],
         "p50_ms": result.median(lambda window: window.percentile(0.50)),
         "p99_ms": result.median(lambda window: window.percentile(0.99)),
+        "slowest_ms": max(window.percentile(1.0) for window in result.windows),
         "mean_batch": statistics.median(result.batches),
         "cpu_ms": statistics.median(result.cpu_seconds) * 1000.0,
         "pss_mib": max(result.pss_bytes) / 2**20,
@@ -203,14 +205,14 @@ def _print(result: dict[str, Any]) -> None:
         f"\n{result['payload']} -> {result['model']}: ceiling {ceiling:.1f}/s in batches of {size}, "
         f"one alone in-process {alone:.2f} ms"
     )
-    print("  clients   rate/s   ratio (quartiles)     p50 ms    p99 ms   batch   CPU ms  PSS MiB   failed")
+    print("  clients   rate/s   ratio (quartiles)     p50 ms    p99 ms   slowest   batch   CPU ms  PSS MiB   failed")
     for row in result["rows"]:
         low, high = row["ratio_quartiles"]
         print(
             f"  {row['concurrency']:7d} {row['rate']:8.1f} {row['ratio']:7.3f} {low:5.2f} to {high:4.2f}"
             f" {row['p50_ms']:9.2f}"
-            f" {row['p99_ms']:9.2f} {row['mean_batch']:7.2f} {row['cpu_ms']:8.2f} {row['pss_mib']:8.0f}"
-            f" {row['failures']:8d}"
+            f" {row['p99_ms']:9.2f} {row['slowest_ms']:9.2f} {row['mean_batch']:7.2f} {row['cpu_ms']:8.2f}"
+            f" {row['pss_mib']:8.0f} {row['failures']:8d}"
         )
 
 

@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 
 Value = int | float | str
 _TABLE = re.compile(r"\s*\[([^\[\]]+)\]\s*(#.*)?$")
@@ -30,11 +31,22 @@ def _set(lines: list[str], table: str, key: str, line: str) -> None:
     if start < 0:
         lines += ["", f"[{table}]", line] if lines else [f"[{table}]", line]
         return
-    end = next((at for at in range(start + 1, len(lines)) if lines[at].lstrip().startswith("[")), len(lines))
-    for at in range(start + 1, end):
+    at = end = start + 1
+    while at < len(lines) and not lines[at].lstrip().startswith("["):
+        after = _after_statement(lines, at)
         if re.match(rf"\s*{key}\s*=", lines[at]):
-            lines[at] = line
+            lines[at:after] = [line]
             return
-    while end > start + 1 and not lines[end - 1].strip():
-        end -= 1
+        if lines[at].strip():
+            end = after
+        at = after
     lines.insert(end, line)
+
+
+def _after_statement(lines: list[str], start: int) -> int:
+    """Where what begins at `start` has ended: a value may go over several lines."""
+    for after in range(start + 1, len(lines) + 1):
+        with suppress(tomllib.TOMLDecodeError):
+            tomllib.loads("\n".join(lines[start:after]))
+            return after
+    return start + 1

@@ -186,10 +186,13 @@ async def _drafted(
     spec = here.loaded.description.spec.input
     assert spec is not None
     pixels = None if options.as_version or (source / _MANIFEST).exists() else _pixels_of(spec)
-    if _converted(options.precision, source / _MODEL_FILE, file, rows, pixels):
+    manifest = draft.folder / _MANIFEST
+    fed_pixels = _fed_pixels(manifest.read_text(encoding="utf-8")) if pixels else None
+    if _converted(options.precision, source / _MODEL_FILE, file, rows, pixels if fed_pixels else None):
         assert pixels is not None
+        assert fed_pixels is not None
         rows = pixels.of(rows, spec.layout)
-        _tell_of_pixels(draft.folder / _MANIFEST)
+        manifest.write_text(fed_pixels, encoding="utf-8")
     repository = settings.repository.model_copy(update={"path": scratch})
     tried = settings.model_copy(update={"repository": repository})
     async with opened_here(tried, ModelRef(target.name, target.version)) as copy:
@@ -211,18 +214,17 @@ def _pixels_of(spec: InputSpec) -> Pixels | None:
     return Pixels(step, zero) if is_one and 0 <= zero <= _WHITE and spec.dtype == "float32" else None
 
 
-def _tell_of_pixels(manifest: Path) -> None:
-    """In the copy's manifest: it is fed pixels as they are, pixels last. Raises ConfigurationError."""
-    text = manifest.read_text(encoding="utf-8")
+def _fed_pixels(manifest: str) -> str | None:
+    """The text for a copy that is fed pixels as they are, pixels last; None where its keys cannot be changed."""
     keys: dict[str, Value] = {"layout": "nhwc"}
-    if "preset" in tomllib.loads(text).get("input", {}):
+    if "preset" in tomllib.loads(manifest).get("input", {}):
         keys |= {"preset": "raw"}
     else:
         keys |= {"scale": 1.0, "mean": 0.0, "std": 1.0}
     try:
-        manifest.write_text(with_keys(text, {"input": keys}), encoding="utf-8")
+        return with_keys(manifest, {"input": keys})
     except tomllib.TOMLDecodeError:
-        raise ConfigurationError("model.toml: write each key of [input] on one line, where it can be changed") from None
+        return None
 
 
 def _converted(precision: str, source: Path, target: Path, rows: npt.NDArray[Any], pixels: Pixels | None) -> bool:

@@ -13,6 +13,13 @@ from tests.support import bodies, tiny_models
 from tests.support.server_process import run_fovea
 
 UNSCALED = {"scale": 1.0, "mean": 0.0, "std": 1.0}
+SPREAD = """\
+scale = 1.0
+mean = [
+    127,  # red
+    127, 127,
+]
+std = 128.0"""
 NETWORK_IMAGES = 240  # 40 to calibrate with, 200 to judge by
 
 
@@ -79,7 +86,7 @@ class TestQuantize:
         assert "2 models, 0 with errors" in checked.stdout
         assert sorted(path.name for path in quantizable.iterdir()) == ["net", f"net-{precision}"]
 
-    @pytest.mark.parametrize("scaling", ['preset = "unit"', "scale = 1.0\nmean = [127, 127, 127]\nstd = 128.0"])
+    @pytest.mark.parametrize("scaling", ['preset = "unit"', "scale = 1.0\nmean = [127, 127, 127]\nstd = 128.0", SPREAD])
     def test_copy_with_a_striding_first_layer_takes_pixels_and_says_so(
         self, tmp_path: Path, many: Path, scaling: str
     ) -> None:
@@ -98,6 +105,16 @@ class TestQuantize:
         as_version = run_fovea("quantize", "net", "--images", many, "--as-version", "--model-repo", root)
         assert as_version.returncode == 0, as_version.stdout
         assert not (root / "net" / "2" / "model.toml").exists(), "a version takes what the others take"
+
+    def test_copy_of_a_manifest_that_cannot_be_changed_takes_what_the_original_takes(
+        self, tmp_path: Path, many: Path
+    ) -> None:
+        root = tmp_path / "model_repo"
+        manifest = 'input = { preset = "unit", layout = "nchw" }\n'
+        tiny_models.write_model(root, "net", network(stride=2), manifest=manifest)
+        done = run_fovea("quantize", "net", "--images", many, "--model-repo", root)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        assert (root / "net-int8" / "model.toml").read_text() == manifest
 
     def test_copy_may_become_the_next_version(self, quantizable: Path, many: Path) -> None:
         done = run_fovea("quantize", "net", "--images", many, "--as-version", "--model-repo", quantizable)

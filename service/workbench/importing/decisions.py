@@ -276,9 +276,10 @@ def _geometry(picture: Picture, flags: Flags, beside: Beside, custom: Geometry, 
     asked = {key: value for key in _GEOMETRY if (value := getattr(flags, key)) is not None}
     if "resize_to" in asked:
         told["resize"] = "shortest_side"
-    keys, because = dict(custom.keys), custom.because
+    keys, because, otherwise = dict(custom.keys), custom.because, custom.otherwise
     if max(picture.size) < _CROPPED_FROM and keys["resize"] == "shortest_side":
-        keys["resize"], because = "stretch", "pictures for so small a network come at its size, or are stretched to it"
+        keys["resize"], otherwise = "stretch", ""
+        because = "pictures for so small a network come at its size, or are stretched to it"
     if (told | asked).get("resampler", "tf") != "tf":
         keys.pop("antialias", None)  # others have their own custom, which the manifest knows
     keys |= told | asked
@@ -290,9 +291,11 @@ def _geometry(picture: Picture, flags: Flags, beside: Beside, custom: Geometry, 
     origin = flagged or (beside.source["resize"] if "resize" in told else because)
     decisive = [key for key in ("resize", "resize_to", "interpolation", "resampler") if key in keys]
     unsaid = [f"--{key.replace('_', '-')}" for key in decisive if key not in told | asked]
-    report.found(
-        "resize", _shown(keys), f"{origin}, {because}" if unsaid and origin != because else origin, ", ".join(unsaid)
-    )
+    if unsaid and origin != because:
+        origin = f"{origin}, {because}"
+    elif not told | asked and otherwise:
+        origin = f"{origin}; {otherwise}"
+    report.found("resize", _shown(keys), origin, ", ".join(unsaid))
     return keys
 
 

@@ -21,10 +21,14 @@ from service.workbench.importing.graph import Array
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How a framework's users bring pictures to the network's size, as far as that is customary; a guess, always."""
+    """How a framework's users bring pictures to the network's size, as far as that is customary; a guess, always.
+
+    `otherwise` names what else they do, and what to say then.
+    """
 
     keys: dict[str, Any]
     because: str
+    otherwise: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,13 @@ class Source:
 
 KERAS_GEOMETRY = Geometry(
     {"resize": "stretch", "interpolation": "bilinear", "resampler": "tf", "antialias": False},
-    "as image_dataset_from_directory and tf.image.resize do it; load_img and ImageDataGenerator: "
-    "--resampler pil --interpolation nearest",
+    "as image_dataset_from_directory and tf.image.resize do it",
+    "load_img and ImageDataGenerator: --resampler pil --interpolation nearest",
 )
 TORCH_GEOMETRY = Geometry(
     {"resize": "shortest_side", "interpolation": "bilinear", "resampler": "pil"},
-    "torchvision's Resize and CenterCrop; without the crop: --resize stretch, or say --resize-to",
+    "torchvision's Resize and CenterCrop",
+    "without the crop: --resize stretch, or say --resize-to",
 )
 
 

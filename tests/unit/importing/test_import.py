@@ -403,6 +403,7 @@ def test_the_side_before_the_crop_is_shown_and_written_down(
     (line,) = (line for line in said.out.splitlines() if line.startswith("resize"))
     assert shown in line
     assert ("--resize-to, --interpolation" in line) == (not flags)
+    assert ("without the crop: --resize stretch" in line) == (not flags)
     table = manifest.read(repository / "mine").input
     assert table is not None and table.resize_to == resize_to
 

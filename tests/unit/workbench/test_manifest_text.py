@@ -42,3 +42,34 @@ def test_second_time_changes_nothing_more() -> None:
 def test_file_written_in_another_way_is_refused_rather_than_broken() -> None:
     with pytest.raises(tomllib.TOMLDecodeError):
         with_keys("batching = { max_batch_size = 4 }\n", {"batching": {"max_batch_size": 8}})
+
+
+SPREAD = """\
+[input]
+mean = [
+    0.5,  # red
+    0.5,
+
+    0.5,
+]
+note = \"\"\"
+[input]
+mean = 3
+\"\"\"
+
+[output]
+tensor = "scores"
+"""
+
+
+def test_value_of_several_lines_is_replaced_as_a_whole() -> None:
+    text = with_keys(SPREAD, {"input": {"mean": 0.0, "size": 4}})
+    assert tomllib.loads(text) == {
+        "input": {"mean": 0.0, "note": "[input]\nmean = 3\n", "size": 4},
+        "output": {"tensor": "scores"},
+    }
+
+
+def test_key_after_a_value_whose_lines_begin_with_brackets_is_found() -> None:
+    spread = "[input]\nsizes = [\n[1, 2],\n[3, 4],\n]\nmean = 1\n"
+    assert tomllib.loads(with_keys(spread, {"input": {"mean": 0}})) == {"input": {"sizes": [[1, 2], [3, 4]], "mean": 0}}
