@@ -140,7 +140,7 @@ class LimitSettings(_Section):
     uri_bytes: int = Field(4_096, ge=1, description="Longest request target.")
     header_bytes: int = Field(16_384, ge=1, description="Largest head of a request.")
     header_fields: int = Field(100, ge=1, description="Header fields of a request.")
-    header_timeout_s: float = Field(5.0, gt=0, description="Seconds the head of a request may take to arrive.")
+    header_timeout_s: float = Field(5.0, gt=0, description="Seconds that a head may take; a TLS handshake, too.")
     body_grace_s: float = Field(
         10.0, gt=0, description="Seconds a body may take to arrive; one more for every 256 KiB that have come."
     )

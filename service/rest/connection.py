@@ -1,18 +1,16 @@
 """One HTTP connection: uvicorn's httptools protocol, taught to bound its client and to end without losing a request.
 
 uvicorn waits for ever for a head or a body, and keeps headers of any size; `guard` has the limits. It closes a
-connection that has no request under way, even one whose request is already in the kernel's buffer, and closes its
-listener with clients still in the backlog. Both are requests that a client believes to have sent.
+connection that has no request under way, even one whose request is already in the kernel's buffer: a client believes
+that to be sent.
 """
 
 import asyncio
-import logging
 import re
 import select
 import socket
 import struct
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from enum import Enum
 from functools import lru_cache
 from typing import Any, cast
@@ -20,23 +18,17 @@ from urllib.parse import unquote
 
 import httptools
 from starlette.requests import Request
-from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import Server
 
 from service.errors import BodyTimeout, ClientDisconnected, FoveaError, MalformedRequest
 from service.rest.context import RequestContext
 from service.rest.exchange import Exchange
 from service.rest.guard import LOOK_SECONDS, ConnectionGuard, Refused
 
-logger = logging.getLogger(__name__)
-
-_FIRST_REQUEST_SECONDS = 1.0  # a client that has just connected sends its request within this, or has none
+FIRST_REQUEST_SECONDS = 1.0  # a client that has just connected sends its request within this, or has none
 _HOST = re.compile(rb"[A-Za-z0-9._~:\[\]%-]*")  # names, addresses, a port
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a reset instead of megabytes for a reader who does not read
-_TAKEN_A_TURN = 64  # connections, of some 50 microseconds each
-_REST_SECONDS = 0.5  # without a descriptor for one more connection
 _KEPT = 256  # request targets and hosts: a service's callers send the same few
 _HEAD_END = b"\r\n\r\n"
 _UPGRADE_FIELDS = frozenset({b"connection", b"upgrade", b"http2-settings"})
@@ -262,7 +254,7 @@ class Connection(HttpToolsProtocol):
     def is_waiting(self, now: float) -> bool:
         """Whether the connection only waits for its client, and has for a second, as far as has been read."""
         is_idle = self._stage is not Stage.BODY and not self.is_answering
-        return is_idle and now - self._since > _FIRST_REQUEST_SECONDS and not self.transport.is_closing()
+        return is_idle and now - self._since > FIRST_REQUEST_SECONDS and not self.transport.is_closing()
 
     def is_spoken_to(self) -> bool:
         """Whether the client has sent something that has not been read yet."""
@@ -380,7 +372,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         elif self.cycle is None or self.is_spoken_to():
-            self.loop.call_later(_FIRST_REQUEST_SECONDS, self._close_if_idle)
+            self.loop.call_later(FIRST_REQUEST_SECONDS, self._close_if_idle)
         else:
             self.transport.close()
 
@@ -389,94 +381,6 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         else:
             self.cycle.keep_alive = False
-
-
-class HttpServer(Server):
-    """uvicorn without its signal handling, with a listener of its own, which it closes without dropping the backlog.
-
-    uvloop's listener takes one connection a turn of the event loop, and in a turn a busy loop runs a whole batch: of
-    128 clients that came at once under load the last was answered after half a second.
-    """
-
-    def __init__(self, config: Config, *, listener: socket.socket, guard: ConnectionGuard) -> None:
-        super().__init__(config)
-        self._listener = listener
-        self._guard = guard
-        self._arriving: set[asyncio.Task[Any]] = set()  # each makes a connection ours; with TLS by a handshake
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are `run`'s business."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
-        await self.lifespan.startup()
-        self.servers = []
-        self._listener.listen(self.config.backlog)
-        self._listener.setblocking(False)
-        self._listen()
-        self.started = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop accepting, adopt what the kernel has accepted already, answer everything, close."""
-        asyncio.get_running_loop().remove_reader(self._listener)
-        adopted = 0
-        while taken := self._take_some():
-            adopted += taken
-        self._listener.close()
-        if adopted:
-            logger.info("backlog_adopted", extra={"connections": adopted})
-        if self._arriving:
-            await asyncio.wait(self._arriving, timeout=_FIRST_REQUEST_SECONDS)
-        await super().shutdown(sockets)
-
-    def _listen(self) -> None:
-        if self._listener.fileno() >= 0:  # not closed meanwhile
-            asyncio.get_running_loop().add_reader(self._listener, self._take_some)
-
-    def _take_some(self) -> int:
-        """Connections that are complete in the kernel's queue become ours; how many. A later turn takes the rest."""
-        for taken in range(_TAKEN_A_TURN):
-            try:
-                connected = self._listener.accept()[0]
-            except BlockingIOError:
-                return taken
-            except ConnectionAbortedError:  # who has left meanwhile
-                continue
-            except OSError as error:
-                self._rest(error)
-                return taken
-            connected.setblocking(False)
-            loop = asyncio.get_running_loop()
-            task = loop.create_task(loop.connect_accepted_socket(self._protocol, connected, ssl=self.config.ssl))
-            self._arriving.add(task)
-            task.add_done_callback(self._arrived)
-        return _TAKEN_A_TURN
-
-    def _arrived(self, task: asyncio.Task[Any]) -> None:
-        self._arriving.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, OSError):  # which is the client's: it left, or shook no hands
-            logger.error("connection_failed", exc_info=error)
-
-    def _rest(self, error: OSError) -> None:
-        """Whoever comes next waits in the kernel: asking on for what there is no room for would be in vain."""
-        self._guard.cannot_accept(error)
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._listener)
-        loop.call_later(_REST_SECONDS, self._listen)
-
-    async def on_tick(self, counter: int) -> bool:
-        """uvicorn's, ten times a second."""
-        if counter % int(10 * LOOK_SECONDS) == 0:
-            self._guard.look(cast(Collection[Connection], self.server_state.connections))
-        return await super().on_tick(counter)
-
-    def _protocol(self) -> Connection:
-        return Connection(
-            guard=self._guard, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
 
 
 def _has_unread_data(transport: asyncio.Transport) -> bool:

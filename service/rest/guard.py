@@ -96,12 +96,12 @@ class ConnectionGuard:
                 connection.transport.abort()
         self._metrics.open_connections.set(len(connections))
 
-    def has_room(self, connections: Collection["Connection"]) -> bool:
-        """Whether one more connection fits, if need be in the place of one that is only waiting.
+    def has_room(self, connections: Collection["Connection"], coming: int = 0) -> bool:
+        """Whether all of `connections` and those `coming` fit, if need be in the place of one that is only waiting.
 
         Of those that wait a few are asked whether their clients have spoken: where we are that far behind, most have.
         """
-        if len(connections) <= self._most_connections:
+        if len(connections) + coming <= self._most_connections:
             return True
         now = self.clock()
         waiting = islice((one for one in connections if one.is_waiting(now)), _ASKED)

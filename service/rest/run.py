@@ -28,8 +28,9 @@ from service import __version__, logs
 from service.config import ServerSettings, Settings
 from service.errors import ConfigurationError
 from service.rest.app import create_app
-from service.rest.connection import Connection, HttpServer
+from service.rest.connection import Connection
 from service.rest.guard import ConnectionGuard
+from service.rest.http_server import HttpServer
 from service.server import InferenceServer
 from service.tracing import from_environment
 

@@ -1,26 +1,21 @@
 """A server that asks for tokens, over TLS, and lets one foreign page in: all its routes, and the files behind it."""
 
-import datetime
 import re
 import socket
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from service.rest.credentials import PUBLIC
 from tests.support import bodies, raw_http
 from tests.support.answers import predictions_of, problem_of
 from tests.support.scrape import Scrape
 from tests.support.server_process import ServerProcess, poll, run_fovea
+from tests.support.tls import Identity, self_signed
 
 ADMIN, CALLER, FILED = "admin-0123456789abcdef", "caller-0123456789abcdef", "filed-0123456789abcdef"
 ORIGIN = "https://pages.example"
@@ -178,36 +173,9 @@ class TestForeignPages:
 # TLS
 
 
-@dataclass(frozen=True)
-class Identity:
-    certificate: Path
-    key: Path
-
-
 @pytest.fixture(scope="module")
 def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
-    """A certificate for `localhost` that signs itself."""
-    folder = tmp_path_factory.mktemp("tls")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "chain.pem").write_bytes(certificate.public_bytes(pem))
-    plain = serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    return Identity(folder / "chain.pem", folder / "key.pem")
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 def test_https_is_served_and_drained(repository: Path, identity: Identity) -> None:

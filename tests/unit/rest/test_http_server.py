@@ -3,9 +3,11 @@
 import asyncio
 import errno
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import uvloop
@@ -14,8 +16,10 @@ from uvicorn.config import Config
 
 from service.config import LimitSettings
 from service.metrics import Metrics
-from service.rest.connection import Connection, HttpServer
+from service.rest.connection import Connection
 from service.rest.guard import ConnectionGuard
+from service.rest.http_server import HttpServer
+from tests.support.tls import Identity, self_signed
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -33,10 +37,19 @@ def bound() -> Iterator[socket.socket]:
 
 
 @asynccontextmanager
-async def serving(listener: socket.socket, metrics: Metrics | None = None) -> AsyncIterator[HttpServer]:
-    guard = ConnectionGuard(LimitSettings(), 75.0, metrics or Metrics("test"))
-    http_class = partial(Connection, guard=guard)
-    config = Config(_app, http=http_class, lifespan="off", log_config=None, ws="none")  # type: ignore[arg-type]
+async def serving(
+    listener: socket.socket, metrics: Metrics | None = None, identity: Identity | None = None, **limits: Any
+) -> AsyncIterator[HttpServer]:
+    guard = ConnectionGuard(LimitSettings(**limits), 75.0, metrics or Metrics("test"))
+    config = Config(
+        _app,
+        http=partial(Connection, guard=guard),  # type: ignore[arg-type]
+        lifespan="off",
+        log_config=None,
+        ws="none",
+        ssl_certfile=identity and identity.certificate,
+        ssl_keyfile=identity and identity.key,
+    )
     server = HttpServer(config, listener=listener, guard=guard)
     running = asyncio.create_task(server.serve([listener]))
     while not server.started:
@@ -126,7 +139,7 @@ def test_without_descriptors_the_listener_rests_and_goes_on(monkeypatch: pytest.
                 raise OSError(errno.EMFILE, "Too many open files")
             return super().accept()
 
-    monkeypatch.setattr("service.rest.connection._REST_SECONDS", 0.01)
+    monkeypatch.setattr("service.rest.http_server._REST_SECONDS", 0.01)
     metrics = Metrics("test")
 
     async def scenario() -> bytes:
@@ -156,3 +169,68 @@ def test_what_the_kernel_has_taken_at_the_end_is_answered() -> None:
 
     with bound() as listener:
         assert uvloop.run(scenario()).endswith(b"fine")
+
+
+class TestTls:
+    """Before the handshake there is no connection that anybody could look at."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+        return self_signed(tmp_path_factory.mktemp("tls"))
+
+    async def answer(self, address: Any, identity: Identity) -> bytes:
+        trusting = ssl.create_default_context(cafile=str(identity.certificate))
+        async with asyncio.timeout(5):
+            reader, writer = await asyncio.open_connection(*address, ssl=trusting, server_hostname="localhost")
+            writer.write(GET)
+            answered = await reader.readuntil(b"fine")
+            writer.close()
+            return answered
+
+    def test_who_shakes_no_hands_in_time_is_closed(self, identity: Identity) -> None:
+        metrics = Metrics("test")
+
+        async def scenario() -> bytes:
+            async with serving(listener, metrics, identity, header_timeout_s=0.2):
+                (silent,) = connected(listener, 1)
+                with silent:
+                    assert (await self.answer(listener.getsockname(), identity)).startswith(b"HTTP/1.1 200 ")
+                    silent.setblocking(False)
+                    async with asyncio.timeout(5):
+                        return await asyncio.get_running_loop().sock_recv(silent, 100)
+
+        with bound() as listener:
+            assert uvloop.run(scenario()) == b""
+        labels = {"reason": "handshake_failed"}
+        assert metrics.registry.get_sample_value("fovea_connections_closed_total", labels) == 1
+
+    def test_those_who_have_not_yet_shaken_hands_are_connections_too(self, identity: Identity) -> None:
+        metrics = Metrics("test")
+
+        async def scenario() -> list[bytes]:
+            async with serving(listener, metrics, identity, connections=2):
+                clients = connected(listener, 3)
+                loop = asyncio.get_running_loop()
+                for client in clients:
+                    client.setblocking(False)
+                async with asyncio.timeout(5):
+                    refused = await loop.sock_recv(clients[2], 100)
+                with pytest.raises(BlockingIOError):
+                    clients[0].recv(100)
+                for client in clients:
+                    client.close()
+                while server_is_busy():
+                    await asyncio.sleep(0)
+                return [refused, await self.answer(listener.getsockname(), identity)]
+
+        def server_is_busy() -> bool:
+            labels = {"reason": "handshake_failed"}
+            return metrics.registry.get_sample_value("fovea_connections_closed_total", labels) != 2
+
+        with bound() as listener:
+            refused, answered = uvloop.run(scenario())
+        assert refused == b""
+        assert answered.startswith(b"HTTP/1.1 200 ")
+        labels = {"reason": "connection_limit"}
+        assert metrics.registry.get_sample_value("fovea_connections_closed_total", labels) == 1
