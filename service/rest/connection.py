@@ -374,13 +374,19 @@ class Connection(HttpToolsProtocol):
         elif self.cycle is None or self.is_spoken_to():
             self.loop.call_later(FIRST_REQUEST_SECONDS, self._close_if_idle)
         else:
-            self.transport.close()
+            self._close_at_last()
 
     def _close_if_idle(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
+            self._close_at_last()
         else:
             self.cycle.keep_alive = False
+
+    def _close_at_last(self) -> None:
+        """Over TLS a client that has everything gets a second for its goodbye: many never say it, and all wait."""
+        self.transport.close()
+        if not self.transport.get_write_buffer_size():
+            self.loop.call_later(FIRST_REQUEST_SECONDS, self.transport.abort)
 
 
 def _has_unread_data(transport: asyncio.Transport) -> bool:

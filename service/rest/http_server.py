@@ -43,8 +43,8 @@ class HttpServer(Server):
         """Listen."""
         await self.lifespan.startup()
         if self.config.ssl is not None:
-            seconds = self._guard.head_seconds
-            self._tls = {"ssl": self.config.ssl, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": seconds}
+            begin, end = self._guard.head_seconds, self._guard.write_seconds
+            self._tls = {"ssl": self.config.ssl, "ssl_handshake_timeout": begin, "ssl_shutdown_timeout": end}
         self.servers = []
         self._listener.listen(self.config.backlog)
         self._listener.setblocking(False)

@@ -3,6 +3,7 @@
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,24 @@ def test_https_is_served_and_drained(repository: Path, identity: Identity) -> No
             assert predictions_of(answer)[0]["label"] == "blue"
         assert server.status_of("/livez") == 0  # no plain HTTP on this port
         assert server.stop() == 0
+
+
+def test_https_clients_that_say_no_goodbye_do_not_hold_up_the_end(repository: Path, identity: Identity) -> None:
+    """As a client does that looks at its connection only when it has something to ask."""
+    files = ["--server.tls-certificate", str(identity.certificate), "--server.tls-key", str(identity.key)]
+    with ServerProcess(repository, *files, "--server.drain-delay-s", "0") as server:
+        server.wait_for_event("started")
+        trusting = ssl.create_default_context(cafile=str(identity.certificate))
+        with (
+            socket.create_connection(("127.0.0.1", server.port)) as plain,
+            trusting.wrap_socket(plain, server_hostname="localhost") as idle,
+            socket.create_connection(("127.0.0.1", server.port)),  # which shakes no hands
+        ):
+            idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert idle.recv(1000).startswith(b"HTTP/1.1 200 ")
+            asked_at = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - asked_at < 15  # of the 30 that requests may take
 
 
 @pytest.mark.parametrize(
