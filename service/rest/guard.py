@@ -96,12 +96,16 @@ class ConnectionGuard:
                 connection.transport.abort()
         self._metrics.open_connections.set(len(connections))
 
+    def is_full(self, connections: int) -> bool:
+        """Whether so many are more than there may be."""
+        return connections > self._most_connections
+
     def has_room(self, connections: Collection["Connection"], coming: int = 0) -> bool:
         """Whether all of `connections` and those `coming` fit, if need be in the place of one that is only waiting.
 
         Of those that wait a few are asked whether their clients have spoken: where we are that far behind, most have.
         """
-        if len(connections) + coming <= self._most_connections:
+        if not self.is_full(len(connections) + coming):
             return True
         now = self.clock()
         waiting = islice((one for one in connections if one.is_waiting(now)), _ASKED)

@@ -31,7 +31,9 @@ class HttpServer(Server):
         super().__init__(config)
         self._listener = listener
         self._guard = guard
-        self._arriving: set[asyncio.Task[Any]] = set()  # each makes a connection ours; with TLS by a handshake
+        self.arriving: dict[
+            asyncio.Task[Any], tuple[float, Any]
+        ] = {}  # each makes a connection ours; since when, whose
         self._tls: dict[str, Any] = {}  # how to shake hands
 
     @contextmanager
@@ -60,8 +62,8 @@ class HttpServer(Server):
         self._listener.close()
         if adopted:
             logger.info("backlog_adopted", extra={"connections": adopted})
-        if self._arriving:
-            await asyncio.wait(self._arriving, timeout=FIRST_REQUEST_SECONDS)
+        if self.arriving:
+            await asyncio.wait(self.arriving, timeout=FIRST_REQUEST_SECONDS)
         await super().shutdown(sockets)
 
     def _listen(self) -> None:
@@ -80,19 +82,31 @@ class HttpServer(Server):
             except OSError as error:
                 self._rest(error)
                 return taken
-            if self._tls and not self._guard.has_room(self._connections, coming=len(self._arriving) + 1):
+            if self._tls and not self._has_room_for_a_handshake():
                 self._guard.note("connection_limit", address)  # which cannot be told before the handshake
                 connected.close()
                 continue
             connected.setblocking(False)
             loop = asyncio.get_running_loop()
             task = loop.create_task(loop.connect_accepted_socket(self._protocol, connected, **self._tls))
-            self._arriving.add(task)
+            self.arriving[task] = self._guard.clock(), address
             task.add_done_callback(self._arrived)
         return _TAKEN_A_TURN
 
+    def _has_room_for_a_handshake(self) -> bool:
+        """Whether one more may shake hands, if need be in the place of who has not for a second."""
+        coming = len(self.arriving) + 1
+        if self.arriving and self._guard.is_full(len(self._connections) + coming):
+            task, (since, address) = next(iter(self.arriving.items()))
+            if self._guard.clock() - since > FIRST_REQUEST_SECONDS:
+                del self.arriving[task]
+                task.cancel()
+                self._guard.note("connection_limit", address)
+                return True
+        return self._guard.has_room(self._connections, coming)
+
     def _arrived(self, task: asyncio.Task[Any]) -> None:
-        self._arriving.discard(task)
+        self.arriving.pop(task, None)
         error = None if task.cancelled() else task.exception()
         if error is None:
             return

@@ -4,7 +4,8 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
@@ -38,9 +39,13 @@ def bound() -> Iterator[socket.socket]:
 
 @asynccontextmanager
 async def serving(
-    listener: socket.socket, metrics: Metrics | None = None, identity: Identity | None = None, **limits: Any
+    listener: socket.socket,
+    metrics: Metrics | None = None,
+    identity: Identity | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **limits: Any,
 ) -> AsyncIterator[HttpServer]:
-    guard = ConnectionGuard(LimitSettings(**limits), 75.0, metrics or Metrics("test"))
+    guard = ConnectionGuard(LimitSettings(**limits), 75.0, metrics or Metrics("test"), clock)
     config = Config(
         _app,
         http=partial(Connection, guard=guard),  # type: ignore[arg-type]
@@ -232,5 +237,33 @@ class TestTls:
             refused, answered = uvloop.run(scenario())
         assert refused == b""
         assert answered.startswith(b"HTTP/1.1 200 ")
+        labels = {"reason": "connection_limit"}
+        assert metrics.registry.get_sample_value("fovea_connections_closed_total", labels) == 1
+
+    def test_who_has_not_shaken_hands_for_a_second_makes_room(self, identity: Identity) -> None:
+        metrics = Metrics("test")
+        now = 0.0
+
+        async def scenario() -> tuple[bytes, bytes]:
+            nonlocal now
+            async with serving(listener, metrics, identity, lambda: now, connections=2) as server:
+                oldest, other = connected(listener, 2)
+                with oldest, other:
+                    oldest.setblocking(False)
+                    other.setblocking(False)
+                    while len(server.arriving) < 2:
+                        await asyncio.sleep(0)
+                    now = 1.1
+                    answered = await self.answer(listener.getsockname(), identity)
+                    async with asyncio.timeout(5):
+                        ended = await asyncio.get_running_loop().sock_recv(oldest, 100)
+                    with pytest.raises(BlockingIOError):
+                        other.recv(100)
+                    return answered, ended
+
+        with bound() as listener:
+            answered, ended = uvloop.run(scenario())
+        assert answered.startswith(b"HTTP/1.1 200 ")
+        assert ended == b""
         labels = {"reason": "connection_limit"}
         assert metrics.registry.get_sample_value("fovea_connections_closed_total", labels) == 1
