@@ -14,7 +14,7 @@ TARGET ?= cpu
 BUILD ?= docker build
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
-	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
+	if $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then echo $$p; break; fi; done)
 
 SERVE := .venv/.installed-$(EXTRA)
 DEV := .venv-dev/.installed
@@ -31,7 +31,7 @@ LOCKED = .venv-import/bin/python -m pip install --quiet --disable-pip-version-ch
 
 # A virtual environment from hashed lock files, with this package in it: $(call install,FOLDER,LOCKS)
 define install
-	@if [ -z "$(PYTHON)" ]; then echo "Fovea needs Python 3.11 or newer on the PATH (or PYTHON=...)" >&2; exit 1; fi
+	@if [ -z "$(PYTHON)" ]; then echo "Fovea needs Python 3.11 to 3.14 on the PATH (or PYTHON=...)" >&2; exit 1; fi
 	rm -rf $(1)
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes $(addprefix -r ,$(2))
@@ -140,7 +140,7 @@ lock: $(DEV)  ## Resolve the dependencies again into requirements/*.txt
 	mkdir -p build
 	$(COMPILE) model_repo/recipes/requirements.txt --extra cpu --extra opencv --extra import --group build --group import-tests -o build/import.txt
 	awk '/^[^ ]/ {torch = /^(cuda|nvidia|torch|triton)/} {print > ("requirements/" (torch ? "torch" : "import") ".txt")}' build/import.txt
-	echo 'checkov>=3.2' | $(BIN)/uv pip compile - --generate-hashes --no-header --quiet $(UPGRADE) -o requirements/checkov.txt
+	echo 'checkov>=3.2' | $(BIN)/uv pip compile - --universal --generate-hashes --no-header --quiet $(UPGRADE) -o requirements/checkov.txt
 	$(COMPILE) tests/real/requirements.in --extra cpu --extra opencv --extra tracing --group dev -o requirements/real.txt
 	$(COMPILE) tests/page/requirements.in --extra cpu --group dev -o requirements/page.txt
 

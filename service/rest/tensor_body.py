@@ -8,7 +8,7 @@ from starlette.requests import Request
 from service.config import LimitSettings
 from service.errors import EmptyBody, MalformedRequest, PayloadTooLarge
 from service.pipeline import Ticket
-from service.rest import compression
+from service.rest import content_encoding
 from service.rest.connection import next_piece
 
 _LINE_BYTES = 64  # tensors begin where a cache line does
@@ -52,9 +52,9 @@ async def read(request: Request, ticket: Ticket, limits: LimitSettings, lead: in
 
 async def _inflated(body: memoryview, encoding: str, limit: int, ticket: Ticket) -> bytes:
     if len(body) > _INLINE_BYTES:
-        plain = await asyncio.to_thread(compression.inflated, body, encoding, limit)
+        plain = await asyncio.to_thread(content_encoding.inflated, body, encoding, limit)
     else:
-        plain = compression.inflated(body, encoding, limit)
+        plain = content_encoding.inflated(body, encoding, limit)
     ticket.grow(len(plain))
     if not plain:
         raise MalformedRequest("The body is empty when inflated.")

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 from fastapi import APIRouter
-from simdjson import Array as JsonArray
-from simdjson import Object as JsonObject
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -22,10 +20,10 @@ from service.messages import ImagePayload, ModelRef
 from service.pipeline import Ticket
 from service.repository.states import ModelState
 from service.repository.table import ModelStatus
-from service.rest import compression, json_tensors, tensor_body
+from service.rest import content_encoding, json_tensors, tensor_body
 from service.rest.context import context_of
 from service.rest.data_plane import DataRoute, JsonBytes, note_result, unless_gone
-from service.rest.json_tensors import base64_member, from_base64, members
+from service.rest.json_tensors import base64_member, from_base64, is_array, is_object, members
 from service.rest.v2.datatypes import NAME_OF, array_of_elements
 from service.rest.v2.infer import ERRORS
 from service.server import InferenceServer
@@ -96,7 +94,7 @@ class PredictRoute(DataRoute):
 
     async def answer(self, request: Request, ref: ModelRef, ticket: Ticket) -> Response:
         limits = self._limits
-        if compression.encoding_of(request.headers.get("content-encoding", "")) is not None:
+        if content_encoding.encoding_of(request.headers.get("content-encoding", "")) is not None:
             raise UnsupportedContentEncoding("Content-Encoding is not taken here; /v2 takes gzip and deflate.")
         body = await tensor_body.read(request, ticket, limits, 0, None)
         wanted = TensorRequest(ref, parse(body, limits).read, ticket.started_at + limits.timeout_ms / 1000)
@@ -109,13 +107,13 @@ class PredictRoute(DataRoute):
 class PredictBody(NamedTuple):
     """`instances`, as they came; at least one."""
 
-    instances: JsonArray
+    instances: Any
     limits: LimitSettings
 
     def read(self, signature: Signature) -> Tensors | tuple[ImagePayload, ...]:
         """The tensors or images for a version. Raises InvalidTensor, MalformedRequest."""
         first: Any = self.instances[0]
-        if not isinstance(first, JsonObject):
+        if not is_object(first):
             if len(signature.inputs) != 1:
                 names = ", ".join(spec.name for spec in signature.inputs)
                 raise InvalidTensor(f"The model has several inputs: give each instance as an object with {names}.")
@@ -141,7 +139,7 @@ def parse(body: memoryview, limits: LimitSettings) -> PredictBody:
         raise PayloadTooLarge(f"The JSON has more than {limits.json_body_bytes:,} bytes.")
     found = members(json_tensors.parse(body), "The request")
     instances = found.get("instances")
-    if not isinstance(instances, JsonArray):
+    if not is_array(instances):
         raise MalformedRequest("instances is missing or not an array.")
     if not len(instances):
         raise MalformedRequest("instances is empty.")
@@ -168,7 +166,7 @@ def _base64_of(row: dict[str, Any]) -> Any:
     if len(row) != 1:
         return None
     ((name, value),) = row.items()
-    return base64_member(value) if isinstance(value, JsonObject) else value if name == "b64" else None
+    return base64_member(value) if is_object(value) else value if name == "b64" else None
 
 
 def _columns(rows: list[dict[str, Any]], signature: Signature) -> Tensors:

@@ -90,12 +90,14 @@ def _best_of_many(scores: Scores, top_k: int) -> list[int]:
 
 def softmax(rows: Scores) -> Scores:
     """Along the last axis, shifted by the maximum so that no exponent overflows."""
-    shifted = np.exp(rows - rows.max(axis=-1, keepdims=True))
-    result: Scores = shifted / shifted.sum(axis=-1, keepdims=True)
+    result: Scores = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    result /= result.sum(axis=-1, keepdims=True)
     return result
 
 
 def sigmoid(rows: Scores) -> Scores:
     """Element by element, by tanh, which does not overflow."""
-    result: Scores = 0.5 * (1.0 + np.tanh(0.5 * rows))
+    result: Scores = np.tanh(0.5 * rows)
+    result += 1.0
+    result *= 0.5
     return result

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from service.errors import MalformedRequest
 from service.messages import ModelRef
 from service.pipeline import Ticket
-from service.rest import compression, tensor_body
+from service.rest import content_encoding, tensor_body
 from service.rest.context import context_of
 from service.rest.data_plane import DataRoute, note_result, unless_gone
 from service.rest.v2.request import parse
@@ -36,7 +36,7 @@ class InferRoute(DataRoute):
     async def answer(self, request: Request, ref: ModelRef, ticket: Ticket) -> Response:
         limits = self._limits
         header_length = _header_length(request)
-        encoding = compression.encoding_of(request.headers.get("content-encoding", ""))
+        encoding = content_encoding.encoding_of(request.headers.get("content-encoding", ""))
         body = await tensor_body.read(request, ticket, limits, header_length or 0, encoding)
         asked = parse(body, header_length, request.headers.get("content-type", "").lower(), limits)
         timeout_ms = min(asked.timeout_us / 1000 or limits.timeout_ms, limits.timeout_ms)
@@ -61,12 +61,12 @@ async def _response(answer: InferAnswer, accept_encoding: str) -> Response:
     if answer.header_length is not None:
         headers[_HEADER_LENGTH] = str(answer.header_length)
     body = answer.body
-    if encoding := compression.accepted(accept_encoding):
+    if encoding := content_encoding.accepted(accept_encoding):
         headers["content-encoding"] = encoding
         if len(body) > _INLINE_BYTES:
-            body = await asyncio.to_thread(compression.deflated, body, encoding)
+            body = await asyncio.to_thread(content_encoding.deflated, body, encoding)
         else:
-            body = compression.deflated(body, encoding)
+            body = content_encoding.deflated(body, encoding)
     media_type = "application/json" if answer.header_length is None else "application/octet-stream"
     return Response(body, 200, headers, media_type)
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from simdjson import Array as JsonArray
 
 from service.config import LimitSettings
 from service.errors import InvalidTensor, MalformedRequest, PayloadTooLarge
 from service.messages import ImagePayload
 from service.rest import json_tensors
-from service.rest.json_tensors import base64_member, from_base64, members
+from service.rest.json_tensors import base64_member, from_base64, is_array, members
 from service.rest.v2.datatypes import NAME_OF, NUMPY_OF, array_of_bytes, array_of_elements, elements_of
 from service.tensors import Array, Signature, Tensors
 
@@ -24,6 +23,7 @@ _MAX_TENSORS = 64  # inputs or outputs of a request
 _MAX_ID_CHARACTERS = 1024
 _MAX_CLASSES = 2**31 - 1
 _MAX_UINT64 = 2**64 - 1
+_MAX_VALUES = 2**48  # of a tensor, an empty dimension counted as one: of eight bytes each they have room in 63 bits
 # Triton's own parameters of a request, and what each must be; we honour `timeout` and `binary_data_output`
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "sequence_id": (int, str),
@@ -179,7 +179,7 @@ def _check_reserved(parameters: Mapping[str, Any]) -> None:
 
 
 def _tensors(found: Any, what: str) -> list[dict[str, Any]]:
-    if not isinstance(found, JsonArray):
+    if not is_array(found):
         raise MalformedRequest(f"{what} is missing or not an array.")
     if len(found) > _MAX_TENSORS:
         raise MalformedRequest(f"More than {_MAX_TENSORS} {what}.")
@@ -246,11 +246,13 @@ def _input(one: Mapping[str, Any], parameters: Mapping[str, Any], binary: memory
 
 
 def _shape(found: Any, name: str) -> tuple[int, ...]:
-    if not isinstance(found, JsonArray) or not 1 <= len(found) <= json_tensors.MAX_RANK:
+    if not is_array(found) or not 1 <= len(found) <= json_tensors.MAX_RANK:
         raise InvalidTensor(f"Input {name!r}: shape is not an array of 1 to {json_tensors.MAX_RANK} integers.")
     shape: tuple[Any, ...] = tuple(found)
     if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in shape):
         raise InvalidTensor(f"Input {name!r}: shape holds something that is no unsigned integer.")
+    if math.prod(size or 1 for size in shape) > _MAX_VALUES:
+        raise InvalidTensor(f"Input {name!r}: its shape makes more values than any array can have.")
     return shape
 
 

@@ -55,6 +55,19 @@ def test_numbers_out_of_range_are_400(client: httpx2.Client, datatype: str, data
     assert "data holds" in answer.json()["error"]
 
 
+@pytest.mark.parametrize("shape", [[0, 2**63], [2**63 - 1, 0], [0, 2**32, 2**32]], ids=str)
+@pytest.mark.parametrize("form", [{"data": []}, {"parameters": {"binary_data_size": 0}}], ids=["json", "binary"])
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+def test_shapes_that_no_array_can_have_are_400(
+    client: httpx2.Client, golden: Callable[[], None], shape: list[int], form: dict[str, Any], datatype: str
+) -> None:
+    content = body({"name": "x", "shape": shape, "datatype": datatype, **form})
+    answer = client.post("/v2/models/both/infer", content=content, headers={LENGTH: str(len(content))})
+    assert answer.status_code == 400
+    assert "shape" in answer.json()["error"]
+    golden()
+
+
 def test_a_tensor_that_only_the_graph_can_judge_is_400(client: httpx2.Client, golden: Callable[[], None]) -> None:
     answer = client.post("/v2/models/look_up/infer", content=body(tensor("index", np.array([99]))))
     assert answer.status_code == 400

@@ -1,7 +1,6 @@
-"""The clients of the field as they are: tritonclient.http, plain and on asyncio, and kserve in both its protocols."""
+"""The clients of the field as they are: tritonclient.http, plain and on asyncio."""
 
 import asyncio
-import base64
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -15,10 +14,8 @@ from tests.support.server_process import ServerProcess
 
 with warnings.catch_warnings():  # what these packages do at their import is theirs to mend
     warnings.simplefilter("ignore")
-    import kserve
     import tritonclient.http as triton
     import tritonclient.http.aio as triton_aio
-    from kserve.protocol.infer_type import RequestedOutput
     from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -185,40 +182,3 @@ class TestTritonOnAsyncio:
             )
         for n, result in enumerate(results):
             np.testing.assert_array_equal(result.as_numpy("double"), ROWS * 2 * n)
-
-
-class TestKServe:
-    async def test_v2(self, server: ServerProcess) -> None:
-        client = kserve.InferenceRESTClient(kserve.RESTConfig(protocol="v2"))
-        try:
-            assert await client.is_server_live(server.url)
-            assert await client.is_server_ready(server.url)
-            assert await client.is_model_ready(server.url, "both")
-            assert not await client.is_model_ready(server.url, "broken")
-            for binary in (False, True):
-                one = kserve.InferInput("x", list(ROWS.shape), "FP32")
-                one.set_data_from_numpy(ROWS, binary_data=binary)
-                wanted = [RequestedOutput("double", parameters={"binary_data": binary})]
-                request = kserve.InferRequest("both", [one], request_id="9", request_outputs=wanted)
-                answer = await client.infer(server.url, request, model_name="both")
-                assert (answer.model_name, answer.id) == ("both", "9")
-                np.testing.assert_array_equal(answer.outputs[0].as_numpy(), ROWS * 2)
-            bad = kserve.InferRequest("both", [kserve.InferInput("y", [1], "FP32", [1.0])])
-            with pytest.raises(Exception, match="no input 'y'"):
-                await client.infer(server.url, bad, model_name="both")
-        finally:
-            await client.close()
-
-    async def test_v1(self, server: ServerProcess) -> None:
-        client = kserve.InferenceRESTClient(kserve.RESTConfig(protocol="v1"))
-        try:
-            assert await client.is_server_live(server.url)
-            assert await client.is_model_ready(server.url, "both")
-            assert not await client.is_model_ready(server.url, "broken")
-            answer = await client.infer(server.url, {"instances": [[2, 4, 6, 8]]}, model_name="both")
-            assert answer["predictions"] == [{"double": [4, 8, 12, 16], "half": [1, 2, 3, 4]}]
-            picture = base64.b64encode(bodies.plain_color("red")).decode()
-            answer = await client.infer(server.url, {"instances": [{"b64": picture}]}, model_name="colors")
-            assert np.argmax(answer["predictions"][0]) == 0
-        finally:
-            await client.close()
