@@ -5,7 +5,7 @@
 #   docker build -t fovea --target demo .    CPUs, with this repository's models inside
 #
 # Every stage has the same base, so the virtual environment of a build stage fits the final one.
-ARG BASE=python:3.11-slim-bookworm
+ARG BASE=python:3.13-slim-trixie
 # opencv: with it, for models whose manifest says resampler = "opencv"; 160 MB.
 ARG WITH=""
 

@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")"
 
-BASE=${BASE:-python:3.11-slim-bookworm}   # as in the Dockerfile
+BASE=${BASE:-python:3.13-slim-trixie}   # as in the Dockerfile
 
 say() { echo "install: $*" >&2; }
 
@@ -52,7 +52,7 @@ say "makes localhost/$BASE from Debian packages"
 mmdebstrap --quiet --variant=minbase --include=usr-is-merged,ca-certificates,python3,python3-venv,netbase,tzdata \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
-    --aptopt='Acquire::Check-Valid-Until "false"' bookworm "$work/base.tar"
+    --aptopt='Acquire::Check-Valid-Until "false"' trixie "$work/base.tar"
 podman import --quiet -c 'CMD ["python3"]' "$work/base.tar" "localhost/$BASE-bare" > /dev/null
 
 # How this machine reaches its Python packages (authorities, pip's settings) is its own affair: it goes into the stand-in,
@@ -77,7 +77,7 @@ ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-
 RUN ln -s /usr/bin/python3 /usr/local/bin/python && rm -f /usr/lib/python3*/EXTERNALLY-MANAGED \\
  && python -m venv /tmp/venv \\
  && /tmp/venv/bin/python -m pip --python /usr/bin/python3 install --quiet --root-user-action ignore --no-cache-dir --no-compile pip setuptools wheel \\
- && apt-get -qq purge -y --auto-remove python3-venv perl libperl5.36 perl-modules-5.36 && rm -rf /tmp/venv /root/.cache /var/lib/apt/lists/* /var/cache/apt/*.bin \\
+ && apt-get -qq purge -y --auto-remove python3-venv && rm -rf /tmp/venv /root/.cache /var/lib/apt/lists/* /var/cache/apt/*.bin \\
  && find / -xdev -name __pycache__ -type d -prune -exec rm -rf '{}' +
 END
 buildah bud --quiet --format docker --isolation chroot --pull-never --squash -t "localhost/$BASE" "$work" > /dev/null
