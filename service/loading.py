@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from service import drift, golden
 from service import manifest as manifests
-from service.batching.paying import paying_batch_size
+from service.batching.paying import paying_batch_size, sizes_as_good_as_the_best
 from service.drift import Reference
 from service.engine import onnx_file
 from service.engine.base import Engine
@@ -294,7 +294,7 @@ def time_batches(
         same_moment = measured.get(before) if before is not None else None
         scale = seconds_of[before] / same_moment if before is not None and same_moment else 1.0
         seconds_of[size] = measured[size] * scale
-        if paying_batch_size(seconds_of, INLINE_SECONDS) != size or clock() > ends_at:
+        if size not in sizes_as_good_as_the_best(seconds_of, INLINE_SECONDS) or clock() > ends_at:
             break
     return seconds_of
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 _WORTH_INLINE = 8
 _AROUND_SECONDS = 30e-6  # of forming a batch and handing out its answers, beside what the engine takes
-_AS_GOOD = 1.05  # a larger batch that is at most this much slower for each image is taken: it spares the event loop
+_AS_GOOD = 1.08  # times the best for each image: less cannot be told from the machine's moods
 
 
-def paying_batch_size(seconds_of: Mapping[int, float], inline_seconds: float) -> int:
-    """The largest of the measured batch sizes that is as good as the best, by seconds for each image.
+def sizes_as_good_as_the_best(seconds_of: Mapping[int, float], inline_seconds: float) -> list[int]:
+    """Of the measured batch sizes those that are, by seconds for each image.
 
     Where batches of `_WORTH_INLINE` take at most `inline_seconds`, only those count that do not take longer: such a
     model runs on the event loop, and gains more by that than by a larger batch.
@@ -22,4 +22,14 @@ def paying_batch_size(seconds_of: Mapping[int, float], inline_seconds: float) ->
         seconds_of = {size: seconds for size, seconds in seconds_of.items() if seconds <= inline_seconds}
     per_image = {size: (seconds + _AROUND_SECONDS) / size for size, seconds in seconds_of.items()}
     best = min(per_image.values())
-    return max(size for size, seconds in per_image.items() if seconds <= best * _AS_GOOD)
+    return [size for size, seconds in per_image.items() if seconds <= best * _AS_GOOD]
+
+
+def paying_batch_size(seconds_of: Mapping[int, float], inline_seconds: float) -> int:
+    """The smallest size that is as good as the best, of those that take longer than `inline_seconds`; else the largest.
+
+    A larger batch that gains nothing costs memory, and those in it wait for each other. One that takes no longer spares
+    the event loop at no such price.
+    """
+    as_good = sizes_as_good_as_the_best(seconds_of, inline_seconds)
+    return min((size for size in as_good if seconds_of[size] > inline_seconds), default=max(as_good))
