@@ -31,9 +31,8 @@ class HttpServer(Server):
         super().__init__(config)
         self._listener = listener
         self._guard = guard
-        self.arriving: dict[
-            asyncio.Task[Any], tuple[float, Any]
-        ] = {}  # each makes a connection ours; since when, whose
+        # each makes a connection ours, with TLS by a handshake -> since when, and the client's address
+        self.arriving: dict[asyncio.Task[Any], tuple[float, Any]] = {}
         self._tls: dict[str, Any] = {}  # how to shake hands
 
     @contextmanager

@@ -108,6 +108,16 @@ def test_broken_json_is_refused(parser: ModuleType, text: bytes, said: str) -> N
         parsed(text)
 
 
+@pytest.mark.parametrize("piece", [b"[]", b"{}", b'"a"'])
+def test_lists_are_not_made_of_millions_of_pieces(piece: bytes) -> None:
+    """Two bytes in the body would become seventy: a body of 28 MiB a gigabyte, and seconds of the event loop."""
+    with (
+        using(importlib.import_module(PARSERS[0])),
+        pytest.raises(MalformedRequest, match="more than 1,000,000"),
+    ):
+        parsed(b'{"a": [%s]}' % b",".join([piece] * 1_000_001))
+
+
 @pytest.mark.parametrize("text", [b"18446744073709551616", b"1e999", b"-1", b"0.5", b"true"])
 def test_a_single_number_out_of_range_is_refused(parser: ModuleType, text: bytes) -> None:
     with pytest.raises((InvalidTensor, MalformedRequest)):
