@@ -165,9 +165,14 @@ def _sized(parts: LoadedParts, files: ModelFiles, context: LoadContext) -> Loade
     seconds_of = context.seconds_of[network]
     if not seconds_of:
         return parts
-    size = paying_batch_size(seconds_of, INLINE_SECONDS)
+    size = paying_batch_size(seconds_of, _inline_seconds(parts))
     batching = replace(parts.spec.batching, max_batch_size=size)
     return replace(parts, spec=replace(parts.spec, batching=batching), batch_seconds=seconds_of[size])
+
+
+def _inline_seconds(parts: LoadedParts) -> float:
+    """Up to which time a longer batch costs nobody anything: a device's never stand in the event loop's way."""
+    return INLINE_SECONDS if parts.engine.provider.name == "cpu" else math.inf
 
 
 def _for_its_device(parts: LoadedParts, graph: _Graph, context: LoadContext) -> LoadedParts:
@@ -294,7 +299,7 @@ def time_batches(
         same_moment = measured.get(before) if before is not None else None
         scale = seconds_of[before] / same_moment if before is not None and same_moment else 1.0
         seconds_of[size] = measured[size] * scale
-        if size not in sizes_as_good_as_the_best(seconds_of, INLINE_SECONDS) or clock() > ends_at:
+        if size not in sizes_as_good_as_the_best(seconds_of, _inline_seconds(parts)) or clock() > ends_at:
             break
     return seconds_of
 

@@ -7,7 +7,7 @@ import pytest
 
 from service.batching.paying import paying_batch_size
 from service.batching.spec import BatchingSpec
-from service.engine.base import Tensor, TensorSpec
+from service.engine.base import ProviderInfo, Tensor, TensorSpec
 from service.imaging.spec import InputSpec
 from service.loading import LoadedParts, time_batches
 from service.manifest import ModelSpec
@@ -49,6 +49,13 @@ def test_larger_batches_are_tried_while_they_pay(milliseconds: dict[int, float],
     timed = Timed(milliseconds)
     assert timed.time(2, 4, 8) == {size: milliseconds[size] for size in tried}
     assert sorted(set(timed.engine.sizes)) == tried
+
+
+@pytest.mark.parametrize(("provider", "tried"), [("cpu", [2, 4, 8, 16]), ("cuda", [2, 4, 8, 16, 32])])
+def test_only_what_the_event_loop_may_run_is_kept_short(provider: str, tried: list[int]) -> None:
+    timed = Timed({2: 1.0, 4: 1.2, 8: 1.6, 16: 2.8, 32: 5.4})
+    timed.engine.provider = ProviderInfo(provider)
+    assert list(timed.time(2, 4, 8, 16, 32)) == tried
 
 
 @pytest.mark.parametrize("slower_from", [0.0, 0.0006, 0.0012, 0.003, 0.005])

@@ -1,5 +1,7 @@
 """Which batch size pays, from timings."""
 
+import math
+
 import pytest
 
 from service.batching.paying import paying_batch_size
@@ -33,3 +35,7 @@ def test_a_model_that_may_run_on_the_event_loop_keeps_its_batches_short(
 ) -> None:
     seconds_of = {size: value / 1000.0 for size, value in milliseconds.items()}
     assert paying_batch_size(seconds_of, 0.001) == size
+
+
+def test_where_longer_batches_cost_nobody_anything_the_largest_good_one_is_taken() -> None:
+    assert paying_batch_size({2: 0.014, 4: 0.028, 8: 0.057, 16: 0.14}, math.inf) == 8
