@@ -86,6 +86,9 @@ def _document_data_plane(app: FastAPI) -> None:
             for protocol in (classify, infer, v1)
             for path, operations in protocol.openapi_paths().items()
         } | document["paths"]
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"] |= errors.HEAD_PROBLEMS
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

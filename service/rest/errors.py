@@ -83,6 +83,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         504: "The deadline passed",
     }.items()
 }
+# What every route documents: the listener says it before a route is known
+HEAD_PROBLEMS: dict[str, dict[str, Any]] = {
+    status: {"description": description, "content": _PROBLEM_CONTENT}
+    for status, description in {"414": "The request target is too long", "431": "The head is too large"}.items()
+}
 
 
 def status_of(error: FoveaError) -> int:
