@@ -96,7 +96,7 @@ class Service:
         return closed_loop(url, self.payload.bodies, kind, _CAPACITY_CLIENTS, _CAPACITY_SECONDS).rate
 
     def steady_rate(self) -> float:
-        """Four fifths of that, or less, where arrivals by chance do not queue up: half of them are answered soon."""
+        """Of the capacity four fifths, or less: where half of those who arrive by chance are answered soon."""
         rate = 0.8 * self.capacity()
         while True:
             run = uvloop.run(self.load(rate, _CAPACITY_SECONDS))

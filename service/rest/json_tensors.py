@@ -1,7 +1,7 @@
-"""JSON bodies that hold tensors: strict, bounded, and read without a Python object for each number.
+"""JSON bodies that hold tensors, strict and bounded.
 
-Numbers go from the document into an array at once, and only what stands around them becomes Python values, where
-simdjson has a wheel for this Python; jiter reads the same elsewhere, through lists of numbers.
+Where simdjson has a wheel for this Python, numbers go from the document into an array at once, and only what stands
+around them becomes Python values; elsewhere jiter reads the same through lists of numbers.
 """
 
 import binascii
