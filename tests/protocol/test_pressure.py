@@ -38,12 +38,22 @@ async def all_at_once(port: int, requests: list[bytes]) -> list[RawAnswer]:
     return await asyncio.gather(*map(one, requests))
 
 
+@pytest.fixture
+def slow_is_free(server: ServerProcess) -> None:
+    wait_until_free(server, "slow")
+
+
+@pytest.fixture
+def crowded_is_free(server: ServerProcess) -> None:
+    wait_until_free(server, "crowded")
+
+
+@pytest.mark.usefixtures("slow_is_free")
 class TestCallersWhoLeave:
     def test_request_of_a_caller_who_left_the_queue_never_runs_and_its_neighbours_are_answered(
         self, server: ServerProcess, scrape: Callable[[], Scrape]
     ) -> None:
         """The first holds the model for as long as six images take; the second leaves meanwhile; the third waits."""
-        wait_until_free(server, "slow")
         before = scrape()
         with ExitStack() as stack:
 
@@ -77,7 +87,6 @@ class TestCallersWhoLeave:
     def test_caller_who_leaves_a_running_request_is_counted_as_such(
         self, server: ServerProcess, scrape: Callable[[], Scrape]
     ) -> None:
-        wait_until_free(server, "slow")
         before = scrape()
         with socket.create_connection(("127.0.0.1", server.port), 20.0) as connection:
             connection.sendall(request("slow", RED))
@@ -92,7 +101,7 @@ class TestCallersWhoLeave:
         with ExitStack() as stack:
             first = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 20.0))
             first.sendall(request("slow", *[RED] * 6))
-            poll(lambda: scrape().total("fovea_inflight_requests") == 1, "the model is busy")
+            poll(lambda: 0 < scrape().total("fovea_queue_entries", model="slow") <= 5, "the model is busy")
             others = [
                 stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 20.0)) for _ in range(10)
             ]
@@ -115,7 +124,7 @@ class TestCallersWhoLeave:
         )
         with socket.create_connection(("127.0.0.1", server.port), 20.0) as first:
             first.sendall(request("slow", *[RED] * 6))
-            poll(lambda: scrape().total("fovea_inflight_requests") == 1, "the model is busy")
+            poll(lambda: 0 < scrape().total("fovea_queue_entries", model="slow") <= 5, "the model is busy")
             for _ in range(6):
                 problem_of(raw_http.exchange(server.port, hasty), 504, "deadline_exceeded")
             now = scrape()
@@ -158,11 +167,11 @@ class TestCallersWhoLeave:
         assert [line for line in server.lines[logged:] if line["level"] in ("error", "critical")] == []
 
 
+@pytest.mark.usefixtures("crowded_is_free")
 class TestOverload:
     async def test_full_queue_refuses_with_a_time_to_come_again(
         self, server: ServerProcess, scrape: Callable[[], Scrape]
     ) -> None:
-        wait_until_free(server, "crowded")
         before = scrape()
         answers = await all_at_once(server.port, [request("crowded", GREEN)] * 24)
         good = [answer for answer in answers if answer.status_code == 200]
@@ -182,7 +191,6 @@ class TestOverload:
 
     async def test_low_priority_is_shed_first(self, server: ServerProcess) -> None:
         """One runs, two may wait: of the second place a request of low priority has nothing."""
-        wait_until_free(server, "crowded")
         low = request("crowded", GREEN).replace(b"\r\n", b"\r\nX-Priority: low\r\n", 1)
         answers = await all_at_once(server.port, [low] * 12 + [request("crowded", GREEN)] * 2)
         assert [answer.status_code for answer in answers[:12]].count(200) <= 2
