@@ -8,7 +8,7 @@ loaded and not which versions there are.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -72,16 +72,12 @@ class Answer(NamedTuple):
     """What an execution thread hands back for one entry: predictions, or its row of every output of the graph."""
 
     predictions: tuple[Prediction, ...]
+    timings: Timings
     decode_at: float
-    decode_seconds: float
     infer_at: float
-    infer_seconds: float
+    inferred_at: float
     batch_size: int
     outputs: tuple[Array, ...] = ()
-
-    @property
-    def inferred_at(self) -> float:
-        return self.infer_at + self.infer_seconds
 
 
 class Done(NamedTuple):
@@ -121,16 +117,10 @@ def stages_of(entry: ModelEntry, ended_at: float) -> tuple[Stage, ...]:
     answer = entry.answer
     if answer is None:
         return queue, Stage("batch", entry.dispatched_at, ended_at)
-    decode = Stage("decode", answer.decode_at, answer.decode_at + answer.decode_seconds)
+    decode = Stage("decode", answer.decode_at, answer.decode_at + answer.timings.decode_seconds)
     infer = Stage("infer", answer.infer_at, answer.inferred_at)
     size = {"fovea.batch_size": answer.batch_size}
     return queue, Stage("batch", entry.dispatched_at, infer.ended_at, size, (decode, infer))
-
-
-def timings_of(entry: ModelEntry, answer: Answer) -> Timings:
-    """Where the time of an answered entry went."""
-    assert entry.dispatched_at is not None
-    return Timings(answer.decode_seconds, entry.dispatched_at - entry.queued_at, answer.infer_seconds)
 
 
 def _lane(parts: LoadedParts, threads: ExecutionThreads) -> Lane:
@@ -291,11 +281,6 @@ class LoadedModel:
         """Queue one item. Raises Overloaded. The caller awaits the entry's future, or calls `forget`."""
         return self._batcher.submit(item, deadline_at, share)
 
-    def counted(self, entry: ModelEntry, answer: Answer) -> Answer:
-        """`answer`, whose raw outputs its caller waited for."""
-        self._metrics.image_answered((), timings_of(entry, answer))
-        return answer
-
     def tensor_result(self, answers: Sequence[Answer], timings: Timings) -> TensorResult:
         """The outputs of a request's entries, in order, as one tensor each."""
         if self.signature.is_batched:
@@ -318,11 +303,15 @@ class LoadedModel:
         )
 
     def classified(self, entry: ModelEntry, answer: Answer) -> Classification:
-        """What the caller of an image is told, who waited for it."""
-        timings = timings_of(entry, answer)
-        self._metrics.image_answered(answer.predictions, timings)
+        """What the caller of an image is told."""
         assert isinstance(entry.item, ImageItem)
-        return Classification(answer.predictions, entry.item.image.info, timings)
+        return Classification(answer.predictions, entry.item.image.info, answer.timings)
+
+    def answered(self, places: Iterable[ModelEntry | FoveaError]) -> None:
+        """Count a request's entries that have their answers."""
+        for place in places:
+            if isinstance(place, Entry) and place.answer is not None:
+                self._metrics.image_answered(place.answer.predictions, place.answer.timings)
 
     def forget(self, entry: ModelEntry) -> None:
         """The caller stops waiting for this entry."""
@@ -476,7 +465,9 @@ class LoadedModel:
                 continue
             else:
                 predictions = self._parts.task.predictions(row, item.top_k, item.threshold)
-            answer = Answer(predictions, fill_at, fill_seconds, infer_at, infer_seconds, len(good), rows)
+            assert entry.dispatched_at is not None
+            timings = Timings(fill_seconds, entry.dispatched_at - entry.queued_at, infer_seconds)
+            answer = Answer(predictions, timings, fill_at, infer_at, finish_at, len(good), rows)
             done.answered.append((entry, answer))
         filling = sum(seconds for _, _, seconds in good)
         done.executions.append(Execution(len(good), filling, infer_seconds, time.monotonic() - finish_at))

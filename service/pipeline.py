@@ -21,7 +21,6 @@ from service.errors import (
     Overloaded,
     UnsupportedMediaType,
 )
-from service.inference_statistics import VersionStatistics
 from service.logs import request_id_var
 from service.messages import (
     Classification,
@@ -34,9 +33,10 @@ from service.messages import (
     Timings,
 )
 from service.metrics import Metrics
-from service.model import Answer, ImageItem, Item, LoadedModel, RawImageItem, stages_of, timings_of
+from service.model import Answer, ImageItem, Item, LoadedModel, RawImageItem, stages_of
 from service.repository.manager import ModelRepository
 from service.tensors import TensorRequest, TensorResult
+from service.turns import NextTurn
 
 _IMAGE_FAULTS = (InvalidImage, UnsupportedMediaType)
 
@@ -49,14 +49,15 @@ class Ticket(Slot):
 
     __slots__ = (
         "_record",
+        "ended_at",
         "images",
         "inferred_at",
+        "model",
         "phase",
         "protocol",
         "received_at",
         "ref",
         "started_at",
-        "statistics",
         "timings",
         "version",
     )
@@ -75,9 +76,10 @@ class Ticket(Slot):
         self._record = record
         self.started_at = time.monotonic()
         self.received_at: float | None = None
+        self.ended_at = 0.0
         self.version: int | None = None
+        self.model: LoadedModel | None = None
         self.phase = "receive"
-        self.statistics: VersionStatistics | None = None
         self.timings = Timings()
         self.inferred_at = 0.0
         self.images: Sequence[Entry[Item, Answer] | FoveaError] = ()
@@ -86,7 +88,7 @@ class Ticket(Slot):
         try:
             super().__enter__()
         except FoveaError as error:
-            self._record(self, error)
+            self._end(error)
             raise
         return self
 
@@ -94,7 +96,7 @@ class Ticket(Slot):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, traceback)
-        self._record(self, error)
+        self._end(error)
 
     def body_received(self) -> None:
         """The whole body is here: the stage `receive` ends."""
@@ -113,9 +115,12 @@ class Ticket(Slot):
         for place in self.images:
             answer = place.answer if isinstance(place, Entry) else None
             if answer is not None and answer.inferred_at >= self.inferred_at:
-                assert isinstance(place, Entry)
-                self.inferred_at, self.timings = answer.inferred_at, timings_of(place, answer)
+                self.inferred_at, self.timings = answer.inferred_at, answer.timings
         return self.timings
+
+    def _end(self, error: BaseException | None) -> None:
+        self.ended_at = time.monotonic()
+        self._record(self, error)
 
 
 class Pipeline:
@@ -125,6 +130,7 @@ class Pipeline:
         self._admission = admission
         self._repository = repository
         self._metrics = metrics
+        self._record_later = NextTurn(self._record)
         metrics.inflight.set_function(lambda: admission.requests)
 
     def admit(self, protocol: str, ref: ModelRef, share: float = 1.0) -> Ticket:
@@ -132,15 +138,16 @@ class Pipeline:
 
         The request is refused when more than `share` of any bound, here or in its model's queue, is in use.
         """
-        return Ticket(self._admission, share, protocol, ref, self._record)
+        return Ticket(self._admission, share, protocol, ref, self._record_later)
 
     async def classify(self, request: InferenceRequest, ticket: Ticket) -> InferenceResult:
         """Answer one request. Raises what concerns all of it; an image's own fault stands in its place.
 
         A request of one bad image raises that image's error.
         """
+        await asyncio.sleep(0)  # whatever came with it is read before the first is looked at (`turns`)
         with self._repository.lease(request.ref) as (version, model):
-            ticket.version, ticket.statistics = version, model.statistics
+            ticket.version, ticket.model = version, model
             ticket.images = places = []
             items: list[Classification | FoveaError] = []
             try:
@@ -160,12 +167,12 @@ class Pipeline:
     async def infer(self, request: TensorRequest, ticket: Ticket) -> TensorResult:
         """The graph's own outputs for tensors or images. Raises what concerns all of it, as everything does here."""
         with self._repository.lease(request.ref) as (version, model):
-            ticket.version, ticket.statistics = version, model.statistics
+            ticket.version, ticket.model = version, model
             ticket.images = places = []
             try:
                 for item in self._items(model, request):
                     places.append(model.submit(item, request.deadline_at, ticket.share))  # noqa: PERF401  # as above
-                answers = [model.counted(place, await place.future) for place in places]
+                answers = [await place.future for place in places]
             except _IMAGE_FAULTS as error:
                 raise self._refused_image(model, error) from None
             finally:
@@ -187,13 +194,14 @@ class Pipeline:
         outcome = _outcome(error)
         model = self._metrics.model_label(ticket.ref.name)
         received_at = ticket.received_at or ticket.started_at
-        ended_at = time.monotonic()
-        seconds = ended_at - ticket.started_at
-        if ticket.statistics is not None and outcome is Outcome.OK:
-            output_seconds = ended_at - ticket.inferred_at if ticket.inferred_at else 0.0
-            ticket.statistics.succeeded(seconds, ticket.timings, output_seconds)
-        elif ticket.statistics is not None:
-            ticket.statistics.failed(seconds)
+        seconds = ticket.ended_at - ticket.started_at
+        if ticket.model is not None:
+            ticket.model.answered(ticket.images)
+            if outcome is Outcome.OK:
+                output_seconds = ticket.ended_at - ticket.inferred_at if ticket.inferred_at else 0.0
+                ticket.model.statistics.succeeded(seconds, ticket.timings, output_seconds)
+            else:
+                ticket.model.statistics.failed(seconds)
         if outcome is Outcome.CANCELLED:
             self._metrics.cancelled.labels(model, ticket.phase).inc()
         elif outcome is Outcome.REJECTED:

@@ -16,6 +16,7 @@ from service.messages import milliseconds
 from service.rest.connection import Departure
 from service.rest.context import RequestContext, published, route_path
 from service.server import InferenceServer
+from service.turns import NextTurn
 
 if TYPE_CHECKING:
     from service.tracing.otlp import RequestTrace, Tracing
@@ -38,6 +39,7 @@ class RequestLayer:
         self._slow_seconds = settings.log.slow_ms / 1000.0
         self._sample = settings.log.success_sample
         self._root_path = settings.server.root_path
+        self._log_later = NextTurn(self._log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,7 +70,7 @@ class RequestLayer:
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
-            self._log(method, scope, context, status)
+            self._log_later(method, scope, context, status, time.monotonic() - context.started_at)
             if trace is not None and trace.is_recording:
                 _end_trace(trace, method, scope, context, status)
             request_id_var.reset(token)
@@ -83,8 +85,7 @@ class RequestLayer:
         context.traceparent = trace.traceparent
         return trace
 
-    def _log(self, method: str, scope: Scope, context: RequestContext, status: int) -> None:
-        seconds = time.monotonic() - context.started_at
+    def _log(self, method: str, scope: Scope, context: RequestContext, status: int, seconds: float) -> None:
         failed = status >= 400 or status == 0
         slow = seconds >= self._slow_seconds
         if not failed and not slow and (route_path(scope) in _QUIET or not self._is_sampled()):
@@ -95,6 +96,7 @@ class RequestLayer:
         client = scope.get("client")
         traceparent = {"traceparent": context.traceparent} if context.traceparent else _NOTHING
         fields = {
+            "request_id": context.request_id,
             "method": method,
             "path": scope["path"][:512],
             "status": status,

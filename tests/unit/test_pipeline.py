@@ -38,8 +38,12 @@ async def service() -> AsyncIterator[PuppetService]:
         yield service
 
 
-def counted(service: PuppetService, name: str) -> dict[tuple[str, ...], float]:
-    """The samples of one series that are not zero, by the values of their labels in the order of their names."""
+async def counted(service: PuppetService, name: str) -> dict[tuple[str, ...], float]:
+    """The samples of one series that are not zero, by the values of their labels in the order of their names.
+
+    What ended in this turn of the event loop is recorded in the next.
+    """
+    await asyncio.sleep(0)
     return {
         tuple(value for _, value in sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(service.metrics.render().decode())
@@ -48,9 +52,9 @@ def counted(service: PuppetService, name: str) -> dict[tuple[str, ...], float]:
     }
 
 
-def requests(service: PuppetService) -> dict[tuple[str, ...], float]:
+async def requests(service: PuppetService) -> dict[tuple[str, ...], float]:
     """fovea_requests_total by (model, outcome, protocol, version)."""
-    return counted(service, "fovea_requests_total")
+    return await counted(service, "fovea_requests_total")
 
 
 def ask(service: PuppetService, *images: bytes, **rest: Any) -> Coroutine[Any, Any, InferenceResult]:
@@ -154,18 +158,18 @@ async def test_a_bad_image_alone_raises_its_own_error(
     with pytest.raises(error):
         await ask(service, image)
     assert service.engine.sizes == []
-    assert requests(service) == {("puppet", "client_error", "native", "1"): 1}
+    assert await requests(service) == {("puppet", "client_error", "native", "1"): 1}
 
 
 async def test_among_several_each_bad_image_has_its_error_in_its_place(service: PuppetService) -> None:
     result = await ask(service, picture("red"), NOT_AN_IMAGE, picture("blue"), damaged_picture())
     assert best_labels(result) == ["red", "unsupported_media_type", "blue", "invalid_image"]
-    assert requests(service) == {("puppet", "ok", "native", "1"): 1}
-    assert counted(service, "fovea_images_rejected_total") == {
+    assert await requests(service) == {("puppet", "ok", "native", "1"): 1}
+    assert await counted(service, "fovea_images_rejected_total") == {
         ("puppet", "unsupported_media_type"): 1,
         ("puppet", "invalid_image"): 1,
     }
-    assert counted(service, "fovea_images_total") == {("puppet", "1"): 2}
+    assert await counted(service, "fovea_images_total") == {("puppet", "1"): 2}
 
 
 async def test_a_request_of_several_bad_images_is_still_answered(service: PuppetService) -> None:
@@ -244,7 +248,7 @@ async def test_an_engine_that_fails_fails_the_batch_and_the_next_one_runs(servic
         await ask(service, picture("red"))
     service.engine.function = good
     assert best_labels(await ask(service, picture("red"))) == ["red"]
-    assert requests(service) == {("puppet", "error", "native", "1"): 1, ("puppet", "ok", "native", "1"): 1}
+    assert await requests(service) == {("puppet", "error", "native", "1"): 1, ("puppet", "ok", "native", "1"): 1}
 
 
 async def test_a_row_that_is_not_finite_fails_its_own_request_only(service: PuppetService) -> None:
@@ -272,18 +276,18 @@ async def test_a_row_that_is_not_finite_fails_its_own_request_only(service: Pupp
 
 async def test_an_answer_is_recorded_once(service: PuppetService) -> None:
     await ask(service, picture("red"), picture("blue"))
-    assert requests(service) == {("puppet", "ok", "native", "1"): 1}
-    assert counted(service, "fovea_request_duration_seconds_count") == {("puppet", "native"): 1}
-    assert counted(service, "fovea_images_total") == {("puppet", "1"): 2}
-    assert counted(service, "fovea_stage_duration_seconds_count") == {
+    assert await requests(service) == {("puppet", "ok", "native", "1"): 1}
+    assert await counted(service, "fovea_request_duration_seconds_count") == {("puppet", "native"): 1}
+    assert await counted(service, "fovea_images_total") == {("puppet", "1"): 2}
+    assert await counted(service, "fovea_stage_duration_seconds_count") == {
         ("puppet", "receive"): 1,
         ("puppet", "decode"): 2,
         ("puppet", "queue"): 2,
         ("puppet", "infer"): 2,
         ("puppet", "postprocess"): len(service.engine.sizes),
     }
-    assert max(counted(service, "fovea_stage_duration_seconds_sum").values()) < PATIENCE_SECONDS
-    assert counted(service, "fovea_predictions_total") == {
+    assert max((await counted(service, "fovea_stage_duration_seconds_sum")).values()) < PATIENCE_SECONDS
+    assert await counted(service, "fovea_predictions_total") == {
         ("red", "puppet", "1"): 1,
         ("blue", "puppet", "1"): 1,
     }
@@ -292,13 +296,13 @@ async def test_an_answer_is_recorded_once(service: PuppetService) -> None:
 async def test_an_unknown_model_is_recorded_under_other(service: PuppetService) -> None:
     with pytest.raises(ModelNotFound):
         await classify(service.pipeline, "nobody", picture("red"))
-    assert requests(service) == {(OTHER, "client_error", "native", OTHER): 1}
+    assert await requests(service) == {(OTHER, "client_error", "native", OTHER): 1}
 
 
 async def test_an_unknown_version_is_recorded_without_it(service: PuppetService) -> None:
     with pytest.raises(ModelNotFound):
         await ask(service, picture("red"), version=77)
-    assert requests(service) == {("puppet", "client_error", "native", OTHER): 1}
+    assert await requests(service) == {("puppet", "client_error", "native", OTHER): 1}
 
 
 async def test_a_model_that_is_not_ready_is_a_rejection(service: PuppetService) -> None:
@@ -306,8 +310,8 @@ async def test_a_model_that_is_not_ready_is_a_rejection(service: PuppetService) 
     await service.repository.reconcile()
     with pytest.raises(ModelNotReady):
         await classify(service.pipeline, "late", picture("red"))
-    assert requests(service) == {("late", "rejected", "native", OTHER): 1}
-    assert counted(service, "fovea_rejected_total") == {("late", "not_ready"): 1}
+    assert await requests(service) == {("late", "rejected", "native", OTHER): 1}
+    assert await counted(service, "fovea_rejected_total") == {("late", "not_ready"): 1}
 
 
 async def test_a_full_queue_is_a_rejection_of_the_whole_request() -> None:
@@ -315,9 +319,9 @@ async def test_a_full_queue_is_a_rejection_of_the_whole_request() -> None:
         blocker = await running(service, picture("red"))
         with pytest.raises(Overloaded):
             await ask(service, *[picture("red")] * 3)
-        assert requests(service) == {("puppet", "rejected", "native", "1"): 1}
-        assert counted(service, "fovea_rejected_total") == {("puppet", "queue_full"): 1}
-        assert counted(service, "fovea_queue_entries") == {}  # those that had entered were forgotten
+        assert await requests(service) == {("puppet", "rejected", "native", "1"): 1}
+        assert await counted(service, "fovea_rejected_total") == {("puppet", "queue_full"): 1}
+        assert await counted(service, "fovea_queue_entries") == {}  # those that had entered were forgotten
         service.engine.release()
         await blocker
         assert service.engine.sizes == [1]
@@ -328,8 +332,8 @@ async def test_too_many_requests_are_a_rejection() -> None:
         blocker = await running(service, picture("red"))
         with pytest.raises(Overloaded):
             await ask(service, picture("red"))
-        assert requests(service) == {("puppet", "rejected", "native", OTHER): 1}
-        assert counted(service, "fovea_rejected_total") == {("puppet", "inflight_requests"): 1}
+        assert await requests(service) == {("puppet", "rejected", "native", OTHER): 1}
+        assert await counted(service, "fovea_rejected_total") == {("puppet", "inflight_requests"): 1}
         service.engine.release()
         await blocker
 
@@ -338,7 +342,7 @@ async def test_too_many_bytes_are_a_rejection() -> None:
     async with PuppetService(max_bytes=100) as service:
         with pytest.raises(Overloaded):
             await ask(service, bytes(101))
-        assert counted(service, "fovea_rejected_total") == {("puppet", "inflight_bytes"): 1}
+        assert await counted(service, "fovea_rejected_total") == {("puppet", "inflight_bytes"): 1}
         assert service.admission.bytes == 0
 
 
@@ -346,14 +350,14 @@ async def test_a_server_that_is_shutting_down_is_a_rejection(service: PuppetServ
     service.admission.close()
     with pytest.raises(Draining):
         await ask(service, picture("red"))
-    assert requests(service) == {("puppet", "rejected", "native", OTHER): 1}
-    assert counted(service, "fovea_rejected_total") == {("puppet", "draining"): 1}
+    assert await requests(service) == {("puppet", "rejected", "native", OTHER): 1}
+    assert await counted(service, "fovea_rejected_total") == {("puppet", "draining"): 1}
 
 
 async def test_a_deadline_that_passed_before_the_queue_is_a_timeout_and_runs_nothing(service: PuppetService) -> None:
     with pytest.raises(DeadlineExceeded):
         await ask(service, picture("red"), timeout_seconds=-1.0)
-    assert requests(service) == {("puppet", "timeout", "native", "1"): 1}
+    assert await requests(service) == {("puppet", "timeout", "native", "1"): 1}
     assert service.engine.sizes == []
 
 
@@ -361,8 +365,8 @@ async def test_a_deadline_that_passes_in_the_queue_is_a_timeout_and_leaves_the_q
     blocker = await running(service, picture("red"))
     with pytest.raises(DeadlineExceeded):
         await ask(service, picture("red"), timeout_seconds=0.02)
-    assert requests(service) == {("puppet", "timeout", "native", "1"): 1}
-    assert counted(service, "fovea_queue_entries") == {}
+    assert await requests(service) == {("puppet", "timeout", "native", "1"): 1}
+    assert await counted(service, "fovea_queue_entries") == {}
     service.engine.release()
     await blocker
     assert service.engine.sizes == [1]
@@ -372,7 +376,7 @@ async def test_a_deadline_that_passes_while_it_runs_is_a_timeout(service: Puppet
     service.engine.hold()
     with pytest.raises(DeadlineExceeded):
         await ask(service, picture("red"), timeout_seconds=0.2)
-    assert requests(service) == {("puppet", "timeout", "native", "1"): 1}
+    assert await requests(service) == {("puppet", "timeout", "native", "1"): 1}
     service.engine.release()
     assert best_labels(await ask(service, picture("blue"))) == ["blue"]
 
@@ -388,46 +392,46 @@ async def test_a_deadline_that_passes_while_it_runs_is_a_timeout(service: Puppet
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_whatever_ends_a_request_early_is_recorded_once(error: BaseException, outcome: str) -> None:
+async def test_whatever_ends_a_request_early_is_recorded_once(error: BaseException, outcome: str) -> None:
     service = PuppetService()
     with pytest.raises(type(error)), service.pipeline.admit("native", ModelRef("puppet")):
         raise error
-    assert requests(service) == {(OTHER, outcome, "native", OTHER): 1}
+    assert await requests(service) == {(OTHER, outcome, "native", OTHER): 1}
     assert service.admission.requests == 0
 
 
 async def test_requests_in_flight_are_shown(service: PuppetService) -> None:
     task = await running(service, picture("red"))
-    assert counted(service, "fovea_inflight_requests") == {(): 1}
+    assert await counted(service, "fovea_inflight_requests") == {(): 1}
     service.engine.release()
     await task
-    assert counted(service, "fovea_inflight_requests") == {}
+    assert await counted(service, "fovea_inflight_requests") == {}
 
 
 # Where a request was when its caller left
 
 
-def phases(service: PuppetService) -> dict[tuple[str, ...], float]:
-    return counted(service, "fovea_cancelled_total")
+async def phases(service: PuppetService) -> dict[tuple[str, ...], float]:
+    return await counted(service, "fovea_cancelled_total")
 
 
 async def test_a_caller_that_leaves_while_the_body_comes_is_counted_there(service: PuppetService) -> None:
     with pytest.raises(ClientDisconnected), service.pipeline.admit("native", ModelRef("puppet")) as ticket:
         ticket.grow(10)
         raise ClientDisconnected("The client left.")
-    assert phases(service) == {("puppet", "receive"): 1}
+    assert await phases(service) == {("puppet", "receive"): 1}
     assert service.admission.bytes == 0
 
 
 async def test_a_caller_that_leaves_in_the_queue_is_counted_there_and_never_runs(service: PuppetService) -> None:
     blocker = await running(service, picture("red"))
     task = await waiting(service, picture("green"), picture("blue"))
-    assert counted(service, "fovea_queue_entries") == {("puppet",): 2}
+    assert await counted(service, "fovea_queue_entries") == {("puppet",): 2}
     task.cancel()
     await turns()
-    assert counted(service, "fovea_queue_entries") == {}
-    assert phases(service) == {("puppet", "queue"): 1}
-    assert requests(service) == {("puppet", "cancelled", "native", "1"): 1}
+    assert await counted(service, "fovea_queue_entries") == {}
+    assert await phases(service) == {("puppet", "queue"): 1}
+    assert await requests(service) == {("puppet", "cancelled", "native", "1"): 1}
     service.engine.release()
     await blocker
     assert service.engine.sizes == [1]
@@ -437,8 +441,8 @@ async def test_a_caller_that_leaves_while_it_runs_is_counted_there(service: Pupp
     task = await running(service, picture("red"))
     task.cancel()
     await until(task.done)
-    assert phases(service) == {("puppet", "infer"): 1}
-    assert requests(service) == {("puppet", "cancelled", "native", "1"): 1}
+    assert await phases(service) == {("puppet", "infer"): 1}
+    assert await requests(service) == {("puppet", "cancelled", "native", "1"): 1}
     service.engine.release()
     assert best_labels(await ask(service, picture("blue"))) == ["blue"]
 
