@@ -53,7 +53,7 @@ def log(logger: logging.Logger, level: int, event: str, fields: Mapping[str, Any
 
 
 def _line(created: float, level: str, event: str, logger: str, fields: Mapping[str, Any]) -> bytes:
-    line: dict[str, Any] = {"ts": _timestamp(created), "level": level, "event": event, "logger": logger}
+    line: dict[str, Any] = {"ts": _timestamp(int(created * 1000)), "level": level, "event": event, "logger": logger}
     if request_id := request_id_var.get():
         line["request_id"] = request_id
     line |= fields
@@ -70,15 +70,10 @@ def _line(created: float, level: str, event: str, logger: str, fields: Mapping[s
     return _ascii_json(kept | {"cut": True})
 
 
-def _timestamp(created: float) -> str:
+@lru_cache(maxsize=2)  # lines are written many at a time
+def _timestamp(milliseconds: int) -> str:
     """RFC 3339 in UTC, to the millisecond."""
-    seconds, thousandths = divmod(int(created * 1000), 1000)
-    return f"{_date_and_time(seconds)}.{thousandths:03d}+00:00"
-
-
-@lru_cache(maxsize=2)
-def _date_and_time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _ascii_json(line: dict[str, Any]) -> bytes:

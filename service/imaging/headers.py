@@ -112,9 +112,9 @@ def read_png(data: bytes) -> ImageHeader:
     is_plain = bits == 8 and kind in (0, 2) and interlace == 0
     orientation = 1
     runs, before = 0, b""
-    position = 33
+    position, last = 33, len(data) - 12
     for _ in range(_MAX_SEGMENTS):
-        if position + 12 > len(data):
+        if position > last:
             raise InvalidImage("The PNG ends before its last chunk: it is truncated.")
         length, name = _PNG_CHUNK(data, position)
         if name == b"IEND":
@@ -139,11 +139,11 @@ def png_pixel_data(data: bytes) -> bytes | None:
     """
     view = memoryview(data)
     parts: list[memoryview] = []
-    position = 8
-    while position + 12 <= len(data):
+    position, last = 8, len(data) - 4
+    while position + 8 <= last:
         length, name = _PNG_CHUNK(data, position)
         end = position + 8 + length
-        if end + 4 > len(data) or zlib.crc32(view[position + 4 : end]) != _PNG_CHECKSUM(data, end)[0]:
+        if end > last or zlib.crc32(view[position + 4 : end]) != _PNG_CHECKSUM(data, end)[0]:
             return None
         if name == b"IDAT":
             parts.append(view[position + 8 : end])

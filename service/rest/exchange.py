@@ -149,7 +149,7 @@ class Exchange(RequestResponseCycle):
                 if length is not None or name != b"content-length":
                     return None
                 length = value
-            pieces.append(b"%s: %s\r\n" % (name, value))
+            pieces += (name, b": ", value, b"\r\n")
         if length != b"%d" % len(body):
             return None
         pieces.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
