@@ -1,12 +1,14 @@
 """The log: JSON lines, one for each request worth one, with what is needed to find out what happened."""
 
+import socket
 import uuid
+from contextlib import ExitStack
 from datetime import datetime
 
 import httpx2
 import pytest
 
-from tests.support import bodies
+from tests.support import bodies, raw_http
 from tests.support.server_process import Line, ServerProcess, poll
 
 RED = bodies.plain_color("red")
@@ -53,6 +55,19 @@ class TestRequests:
             "colors",
         )
         assert "truncated" in line["reason"]
+
+    def test_those_that_come_at_once_have_a_line_each_of_their_own(self, server: ServerProcess) -> None:
+        names = {uuid.uuid4().hex: f"nobody-{number}" for number in range(12)}
+        with ExitStack() as stack:
+            connections = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10.0)) for _ in names
+            ]
+            for connection, (request_id, name) in zip(connections, names.items(), strict=True):
+                headers = {"Content-Type": bodies.PNG, "X-Request-ID": request_id}
+                connection.sendall(raw_http.request("POST", f"/api/v1/models/{name}/classify", headers, RED))
+            for request_id, name in names.items():
+                line = line_of(server, request_id)
+                assert (line["status"], line["model"]) == (404, name)
 
     def test_line_of_a_made_id_carries_the_returned_one(self, client: httpx2.Client, server: ServerProcess) -> None:
         answer = client.post(COLORS, content=RED, headers={"content-type": bodies.PNG})
